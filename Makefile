@@ -1,0 +1,41 @@
+# Each target sets itself up in the clone: Python 3.11 or newer and make are all that has to be there.
+# Another Python: make train PYTHON=/path/to/python3.12
+
+suits := -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+PYTHON ?= $(shell python3.11 $(suits) && echo python3.11 || echo python3)
+
+run := digits-cnn-$(shell date +%Y%m%d-%H%M%S)
+
+.PHONY: help train test check clean
+
+help:
+	@echo 'make train   train, evaluate and use a CNN on images of digits'
+	@echo 'make test    the tests'
+	@echo 'make check   lint, format, types'
+	@echo 'make clean   remove the environment and the caches, not the runs'
+
+train: .venv/.installed
+	.venv/bin/raynn train jobs/digits_cnn.yaml name=$(run)
+	.venv/bin/raynn predict runs/$(run) test --out runs/$(run)/predictions.parquet
+	@.venv/bin/python -c 'import pandas; print(pandas.read_parquet("runs/$(run)/predictions.parquet").drop(columns="image").head(8))'
+
+test: .venv/.installed
+	.venv/bin/pytest
+
+check: .venv/.installed
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy raynn
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	find raynn tests -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamp comes last, so an installation that was cut short is taken up again.
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) $(suits) || { echo 'raynn needs Python 3.11 or newer with ensurepip (Debian: python3-venv), and' \
+		'"$(PYTHON)" is not that. Name one that is: make PYTHON=/path/to/python3.11 ...' >&2; exit 2; }
+	@echo 'Installing raynn and what it needs into .venv: once, mostly downloads.'
+	@$(PYTHON) -m venv .venv
+	@.venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,108 @@
+"""raynn: one job file trains a network, data-parallel on Ray, to the same result on any number of workers.
+
+The verbs are the commands': `Job.load(path)`, `train(job)`, `evaluate(run)`, `predict(run, data)`.
+They load PyTorch and Ray when first used; `import raynn` alone loads neither.
+
+The map of the house, from the ground up. A module imports only modules above it here; `ray` appears in cluster,
+data, worker and trainer, `wandb` in tracking alone.
+
+    errors.py          the exception tree; each message: field, value, relation, remedy
+    settings.py        Settings: frozen, no unknown key; the only base class of a job's sections
+    problems.py        what is wrong with a value, in words
+    jobfile.py         a job file as text: YAML with lines and columns, and overrides
+    resources.py       workers, devices, memory: never changes the result
+    stopping.py        when to stop: pure rules over the history
+    search.py          what a search may vary
+    progress.py        one line of progress, drawn from the run folder
+    catalog.py         named data sets that need no download
+    sources.py         WHERE data come from: files cut into fragments, fragments read as tables
+    folder.py          the run folder: claimed, described, found again
+    tracking.py        metrics.jsonl always, Weights & Biases when asked
+    columns.py         WHAT columns are: numeric, categorical, date, image, sequence
+    cleaning.py        raw rows to typed rows, and the reasons of bad ones
+    splits.py          WHICH rows train, validate, test
+    hashing.py         one hash of 64-bit numbers
+    summaries.py       what the training rows say, mergeable
+    encodings.py       cleaned columns to the numbers a network reads
+    preprocessing.py   fitted on the training split, saved as JSON with the model
+    preparation.py     from sources to encoded blocks: read, clean, split, fit, encode
+    lanes.py           which rows a global batch holds, whatever the number of workers
+    randomness.py      random numbers as a function of seed, epoch, row and place
+    collectives.py     what the workers of one run do together
+    regularization.py  every knob against overfitting, in one table for all networks
+    optimization.py    optimizer and learning rate as functions of the step
+    objectives.py      losses and metrics
+    networks/          WHO learns: one file per type, named in one table
+    job.py             Job: load, override, fingerprint, schema
+    batches.py         a worker's rows as tensors, in memory or on disk
+    checkpoint.py      the state to resume from, written whole or not at all
+    loop.py            THE PAGE: a generator that yields one record per epoch
+    training.py        one run on one worker, whoever started it
+    placement.py       which rows a worker holds, and where
+    cluster.py         the Ray cluster a command works on
+    data.py            the same preparation, mapped over a cluster by Ray Data
+    worker.py          what each Ray Train worker runs
+    trainer.py         one job, trained: in this process or by Ray Train
+    run.py             a run that has ended: open, evaluate, predict
+    check.py           what a machine, a job and raynn itself hold, said before training
+    cli.py             the commands
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from raynn.errors import (
+    DataError,
+    JobError,
+    RaynnError,
+    ResourceError,
+    RunError,
+    TrainingError,
+    UserError,
+)
+
+if TYPE_CHECKING:
+    from raynn.job import Job
+    from raynn.run import evaluate, open_run, predict
+    from raynn.trainer import train
+
+    __version__: str
+
+__all__ = [
+    "DataError",
+    "Job",
+    "JobError",
+    "RaynnError",
+    "ResourceError",
+    "RunError",
+    "TrainingError",
+    "UserError",
+    "__version__",
+    "evaluate",
+    "open_run",
+    "predict",
+    "train",
+]
+
+# Where the lazy names live; the imports above show the same to type checkers.
+_HOMES = {
+    "Job": "raynn.job",
+    "evaluate": "raynn.run",
+    "open_run": "raynn.run",
+    "predict": "raynn.run",
+    "train": "raynn.trainer",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("raynn")
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

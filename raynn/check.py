@@ -1,0 +1,110 @@
+"""What a machine, a job and raynn itself hold, said before anything is trained: `raynn check`, `raynn list`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from raynn.batches import free_memory_bytes
+from raynn.catalog import CATALOG
+from raynn.folder import check_storage, environment
+from raynn.job import Job
+from raynn.lanes import Lanes
+from raynn.networks import NETWORKS
+from raynn.preparation import LocalDriver, prepare, split_summary, understand
+from raynn.regularization import RegularizationSettings
+from raynn.splits import NAMES, TRAIN
+from raynn.stopping import EarlyStoppingSettings
+from raynn.trainer import checked
+from raynn.training import build_model
+
+Answer = dict[str, Any]
+
+
+def check_machine() -> tuple[Answer, list[str]]:
+    """Versions, cores, memory and devices of this machine."""
+    import torch
+
+    found = environment(seed=0)
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    memory_gib = round(free_memory_bytes() / 2**30, 1)
+    answer = {
+        "python": found["python"],
+        "packages": found["packages"],
+        "cpus": os.cpu_count(),
+        "free_memory_gib": memory_gib,
+        "gpus": gpus,
+        "cluster": os.environ.get("RAY_ADDRESS"),
+    }
+    versions = ", ".join(f"{name} {number}" for name, number in found["packages"].items() if number)
+    lines = [
+        f"Python {found['python']}; {versions}",
+        f"{os.cpu_count()} CPUs, {memory_gib} GiB of memory free; GPUs: {', '.join(gpus) or 'none'}",
+        f"cluster: {answer['cluster'] or 'none (RAY_ADDRESS is not set): several workers run on this machine'}",
+    ]
+    return answer, lines
+
+
+def check_job(path: str, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
+    """Everything of a job but the training: reads the data, infers columns, splits, fits, builds the network.
+
+    Raises:
+        UserError: what training would raise before its first step.
+    """
+    job = Job.load(path, overrides)
+    storage = check_storage(job.storage)
+    understood = understand(job.data, Path(path).parent)
+    prepared = prepare(understood, job.task, job.optimization.seed, LocalDriver())
+    job = checked(job.model_copy(update={"task": prepared.task}), prepared)
+    lanes = Lanes(prepared.encoded.num_rows(TRAIN), job.optimization.global_batch_size, job.optimization.seed)
+    lanes.lanes_of_worker(0, job.resources.workers)
+    parameters = sum(p.numel() for p in build_model(job, prepared.preprocessing).parameters())
+    target = prepared.preprocessing.target
+    columns = {
+        spec.name: {"kind": spec.kind, "shape": list(spec.shape), "reason": spec.reason}
+        for spec in (*understood.plan.features, target)
+    }
+    rows = {name: prepared.encoded.num_rows(split) for split, name in NAMES.items()}
+    answer = {
+        "job": job.name,
+        "task": prepared.task,
+        "target": target.name,
+        "columns": columns,
+        "rows": rows,
+        "bad_rows": len(prepared.bad_rows),
+        "network": job.network.kind,
+        "parameters": parameters,
+        "steps_per_epoch": lanes.steps_per_epoch,
+        "lanes": lanes.count,
+        "storage": str(storage),
+    }
+    width = max(len(name) for name in columns)
+    lines = [f"{job.name}: {prepared.task} of {target.name!r} ({prepared.task_reason})"]
+    for name, spec in columns.items():
+        shape = f" {'x'.join(map(str, spec['shape']))}" if spec["shape"] else ""
+        role = "target" if name == target.name else f"{spec['kind']}{shape}"
+        lines.append(f"  {name:<{width}}  {role:<16}  {spec['reason']}".rstrip())
+    lines += [
+        f"{split_summary(prepared)}, {len(prepared.bad_rows)} bad",
+        f"{job.network.kind} with {parameters:,} parameters; {lanes.steps_per_epoch} steps an epoch of "
+        f"{job.optimization.global_batch_size} rows, from {lanes.count} lanes",
+        f"nothing would stop it; next: raynn train {' '.join([path, *overrides])}",
+    ]
+    return answer, lines
+
+
+def catalogue() -> dict[str, dict[str, str]]:
+    """Names and one line on each: networks, regularizers, stopping rules, data sets."""
+    rules = get_args(EarlyStoppingSettings.model_fields["rule"].annotation)
+    about_rules = {
+        "patience": "stops when the monitored metric has not improved for so many epochs",
+        "none": "trains all epochs; the best weights return all the same",
+    }
+    return {
+        "networks": {name: spec.description for name, spec in NETWORKS.items()},
+        "regularizers": {name: field.description or "" for name, field in RegularizationSettings.model_fields.items()},
+        "stopping_rules": {rule: about_rules[rule] for rule in rules},
+        "datasets": {name: f"{spec.description} (target: {spec.target})" for name, spec in CATALOG.items()},
+    }

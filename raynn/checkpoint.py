@@ -1,0 +1,111 @@
+"""Checkpoints: whole or not at all, checked by checksum, without pickle.
+
+A checkpoint is a folder `epoch-00007` with `tensors.safetensors`, `state.json` (everything that is not a tensor) and
+`checksums.json`, written under another name, flushed to disk, and renamed when complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+PREFIX = "epoch-"
+_TENSOR = "__tensor__"
+
+
+def _flattened(tree: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """`tree` as JSON, its tensors moved into `tensors` under their path."""
+    if isinstance(tree, Tensor):
+        tensors[path] = tree.detach().cpu().contiguous()
+        return {_TENSOR: path}
+    if isinstance(tree, dict):
+        # keys keep their type (an optimizer's are integers): pairs, not an object
+        return {"pairs": [[key, _flattened(value, f"{path}/{key}", tensors)] for key, value in tree.items()]}
+    if isinstance(tree, (list, tuple)):
+        return [_flattened(value, f"{path}/{i}", tensors) for i, value in enumerate(tree)]
+    return tree
+
+
+def _rebuilt(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    """The inverse of `_flattened`; tuples come back as lists."""
+    if isinstance(tree, dict):
+        if _TENSOR in tree:
+            return tensors[tree[_TENSOR]]
+        return {key: _rebuilt(value, tensors) for key, value in tree["pairs"]}
+    if isinstance(tree, list):
+        return [_rebuilt(value, tensors) for value in tree]
+    return tree
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_checkpoint(folder: Path, epoch: int, state: dict[str, Any], keep: int = 2) -> Path:
+    """Writes `folder/epoch-<epoch>` and removes all but the newest `keep`; tensors of any device and layout."""
+    tensors: dict[str, Tensor] = {}
+    tree = _flattened(state, "state", tensors)
+    target = folder / f"{PREFIX}{epoch:05d}"
+    partial = folder / f"partial-{epoch:05d}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file(tensors, partial / "tensors.safetensors")
+    (partial / "state.json").write_text(json.dumps(tree))
+    sums = {name: _sha256(partial / name) for name in ("tensors.safetensors", "state.json")}
+    (partial / "checksums.json").write_text(json.dumps(sums))
+    for path in [*partial.iterdir(), partial]:
+        handle = os.open(path, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+    for old in sorted(folder.glob(f"{PREFIX}*"))[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The state in one checkpoint folder, tensors on the CPU.
+
+    Raises:
+        ValueError: a file is missing or differs from its checksum.
+    """
+    try:
+        sums = json.loads((path / "checksums.json").read_text())
+        damaged = [name for name, expected in sums.items() if _sha256(path / name) != expected]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    if damaged:
+        raise ValueError(f"{path}: {', '.join(damaged)} differs from its checksum")
+    tree = json.loads((path / "state.json").read_text())
+    state: dict[str, Any] = _rebuilt(tree, load_file(path / "tensors.safetensors"))
+    return state
+
+
+def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """The newest whole checkpoint of a run (None: there is none), and what was wrong with newer ones."""
+    problems: list[str] = []
+    for path in sorted(folder.glob(f"{PREFIX}*"), reverse=True):
+        try:
+            return load_checkpoint(path), problems
+        except ValueError as error:
+            problems.append(str(error))
+    return None, problems
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Loads an optimizer's state, each moment in its parameter's memory layout, which fused optimizers rely on."""
+    optimizer.load_state_dict(state)
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                moments[name] = torch.empty_like(parameter).copy_(value)

@@ -1,0 +1,173 @@
+"""The commands. Results go to standard output, everything else to standard error.
+
+Exit status: 0 done; 2 the user can mend it; 1 failed at run time; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import time
+
+STARTED_AT = time.time()
+
+import argparse  # noqa: E402 - the clock starts before the imports do
+import json  # noqa: E402
+import sys  # noqa: E402
+from collections.abc import Callable, Mapping, Sequence  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+from raynn.errors import RaynnError, UserError  # noqa: E402
+
+Answer = dict[str, Any]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status."""
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], tuple[Answer, str]] = options.command
+    try:
+        answer, text = command(options)
+    except UserError as error:
+        return _failed(options, error, 2)
+    except RaynnError as error:
+        return _failed(options, error, 1)
+    except KeyboardInterrupt:
+        _say(f"interrupted; what was trained is saved{_resume_line(options)}")
+        return 130
+    _answer(json.dumps(answer) if options.json else text)
+    return 0
+
+
+def _answer(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+def _failed(options: argparse.Namespace, error: RaynnError, status: int) -> int:
+    _say(f"raynn {options.name}: {error}")
+    if options.json:
+        _answer(json.dumps({"error": str(error), "kind": type(error).__name__}))
+    return status
+
+
+def _resume_line(options: argparse.Namespace) -> str:
+    """The command that continues, where there is something to continue."""
+    if options.name != "train":
+        return ""
+    overrides = [o for o in options.overrides if not o.startswith("resume=")]
+    return "; continue with:\n  " + " ".join(["raynn train", options.job, *overrides, "resume=true"])
+
+
+def train(options: argparse.Namespace) -> tuple[Answer, str]:
+    """One run."""
+    from raynn.folder import finite, read_result
+    from raynn.job import Job
+    from raynn.trainer import train as train_job
+
+    job = Job.load(options.job, options.overrides)
+    folder = train_job(job, Path(options.job).parent, quiet=options.quiet, started_at=STARTED_AT)
+    result = read_result(folder)
+    shown = _shown_path(folder)
+    lines = [
+        f"{result['status']} after {result['epochs']} epochs: {result['stop_reason']}",
+        f"best epoch {result['best_epoch']}: {_metrics_line(result['metrics'])}",
+        f"{result['parameters']:,} parameters, {result['workers']} worker{'s' if result['workers'] > 1 else ''}, "
+        f"{result['examples_per_second']:,.0f} examples/s, first step after {result['seconds_to_first_step']:.1f} s, "
+        f"{result['seconds']:.1f} s in all",
+        f"{shown}; next: raynn predict {shown} DATA --out predictions.parquet",
+    ]
+    return finite(result | {"run": str(folder)}), "\n".join(lines)
+
+
+def evaluate(options: argparse.Namespace) -> tuple[Answer, str]:
+    """Metrics on the job's test set, or on DATA."""
+    from raynn.folder import finite
+    from raynn.run import evaluate as evaluate_run
+
+    metrics = evaluate_run(options.run, options.data)
+    return finite({"run": options.run, "metrics": metrics}), _metrics_line(metrics)
+
+
+def predict(options: argparse.Namespace) -> tuple[Answer, str]:
+    """DATA's rows in their order, plus prediction columns."""
+    from raynn.run import predict as predict_source
+
+    answer = predict_source(options.run, options.data, options.out, workers=options.workers, quiet=options.quiet)
+    text = f"{answer['rows']:,} predictions in {answer['out']}"
+    if answer["bad_rows"]:
+        text += f"; {answer['bad_rows']} rows could not be read: {answer['out']}.bad_rows.jsonl says why"
+    return answer, text
+
+
+def check(options: argparse.Namespace) -> tuple[Answer, str]:
+    """What would be trained, and on what: sources, columns, splits."""
+    from raynn.check import check_job, check_machine
+
+    answer, lines = check_machine() if options.job is None else check_job(options.job, options.overrides)
+    return answer, "\n".join(lines)
+
+
+def schema(options: argparse.Namespace) -> tuple[Answer, str]:
+    """JSON Schema of a job file."""
+    from raynn.job import Job
+
+    content = Job.schema()
+    return content, json.dumps(content, indent=2)
+
+
+def list_all(options: argparse.Namespace) -> tuple[Answer, str]:
+    """Networks, regularizers, stopping rules, catalogue data sets."""
+    from raynn.check import catalogue
+
+    answer = catalogue()
+    blocks = []
+    for title, entries in answer.items():
+        width = max(len(name) for name in entries)
+        blocks.append("\n".join([title, *(f"  {name:<{width}}  {text}" for name, text in entries.items())]))
+    return answer, "\n\n".join(blocks)
+
+
+def _metrics_line(metrics: Mapping[str, float | None]) -> str:
+    return ", ".join(f"{key} {'none' if value is None else format(value, '.4g')}" for key, value in metrics.items())
+
+
+def _shown_path(folder: Path) -> str:
+    """Relative where it lies below the current folder."""
+    return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="raynn",
+        description="Distributed training of neural networks on Ray, with the regularization and early stopping that "
+        "make them generalize.",
+    )
+    commands = parser.add_subparsers(dest="name", metavar="COMMAND", required=True)
+
+    def add(name: str, command: Callable[[argparse.Namespace], tuple[Answer, str]]) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=command.__doc__, description=command.__doc__)
+        sub.add_argument("--json", action="store_true", help="one JSON object on standard output")
+        sub.add_argument("--quiet", action="store_true", help="no progress")
+        sub.set_defaults(command=command)
+        return sub
+
+    sub = add("train", train)
+    sub.add_argument("job", metavar="JOB.yaml")
+    sub.add_argument("overrides", nargs="*", metavar="dotted.key=value")
+    sub = add("evaluate", evaluate)
+    sub.add_argument("run", metavar="RUN")
+    sub.add_argument("data", nargs="?", metavar="DATA", help="a source; default: the job's test set")
+    sub = add("predict", predict)
+    sub.add_argument("run", metavar="RUN")
+    sub.add_argument("data", metavar="DATA", help="a source; or test, validation, train: those rows of the job's data")
+    sub.add_argument("--out", required=True, metavar="FILE.parquet")
+    sub.add_argument("--workers", type=int, default=1, help="more than one predict through Ray Data")
+    sub = add("check", check)
+    sub.add_argument("job", nargs="?", metavar="JOB.yaml")
+    sub.add_argument("overrides", nargs="*", metavar="dotted.key=value")
+    add("schema", schema)
+    add("list", list_all)
+    return parser

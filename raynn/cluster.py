@@ -1,0 +1,53 @@
+"""The Ray cluster a command works on: the one that RAY_ADDRESS names, or one of its own on this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from raynn.errors import ResourceError
+
+# Measured with Ray 2.60: a report blocks for the health check interval (2 s by default), and a group of workers that
+# cannot start is tried again every 60 s. Set before Ray is imported; Ray hands them on to its workers.
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@contextmanager
+def cluster(num_cpus: int) -> Iterator[None]:
+    """Ray, ready for `num_cpus` workers of one CPU; shut down afterwards if it was started here.
+
+    There are logical CPUs for all workers even where cores are fewer: the same job runs on a small machine, slower.
+
+    Raises:
+        ResourceError: RAY_ADDRESS names a cluster that does not answer.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        cpus = max(os.cpu_count() or 1, num_cpus)
+        options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
+    try:
+        ray.init(**options)
+    except ConnectionError as error:
+        raise ResourceError(
+            f"RAY_ADDRESS = {address!r} names a cluster that does not answer ({error}); start it, or unset RAY_ADDRESS"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,82 @@
+"""Ray Data: the same preparation mapped over a cluster; its blocks stay in the object store and workers take theirs."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+
+from raynn.cluster import cluster
+from raynn.errors import RaynnError
+from raynn.preparation import Blocks, TableFunction
+from raynn.sources import Fragment
+
+
+class RayDriver:
+    """Blocks are references to Arrow tables in Ray's object store, one a fragment, in order."""
+
+    def __init__(self) -> None:
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.execution_options.preserve_order = True
+        context.execution_options.verbose_progress = False
+        context.target_max_block_size = None  # a fragment stays one block
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+    def read(self, fragments: Sequence[Fragment], read: Callable[[int, Fragment], pa.Table]) -> Blocks:
+        """Reads and cleans every fragment once, on whatever nodes have room."""
+        items = [{"index": index, "fragment": pickle.dumps(fragment)} for index, fragment in enumerate(fragments)]
+        source = ray.data.from_items(items, override_num_blocks=len(items))
+
+        def read_one(item: pa.Table) -> pa.Table:
+            return read(item["index"][0].as_py(), pickle.loads(item["fragment"][0].as_py()))
+
+        return self._materialized(source.map_batches(read_one, batch_size=1, batch_format="pyarrow"))
+
+    def map(self, blocks: Blocks, function: TableFunction) -> Blocks:
+        """Maps a function over the blocks where they are."""
+        dataset = ray.data.from_arrow_refs(list(blocks))
+        return self._materialized(dataset.map_batches(function, batch_size=None, batch_format="pyarrow"))
+
+    def tables(self, blocks: Blocks) -> Iterator[pa.Table]:
+        """Brings one block at a time here."""
+        return (ray.get(block) for block in blocks)
+
+    @staticmethod
+    def _materialized(dataset: ray.data.Dataset) -> Blocks:
+        try:
+            return tuple(dataset.materialize().to_arrow_refs())
+        except Exception as error:
+            raise our_own(error) or error from None
+
+
+def our_own(error: BaseException | None) -> RaynnError | None:
+    """The error of raynn's that lies behind one of Ray's, if there is one."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, RaynnError):
+            # Ray's wrapper is an instance of both classes: take the bare message
+            cause = getattr(error, "cause", None)
+            return cause if isinstance(cause, RaynnError) else error
+        seen.add(id(error))
+        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
+    return None
+
+
+def fetch(block: Any) -> pa.Table:
+    """One block, into this process."""
+    return ray.get(block)
+
+
+def mapped_over_cluster(
+    fragments: Sequence[Fragment], function: Callable[[int, Fragment], pa.Table], workers: int
+) -> Iterator[pa.Table]:
+    """`function` of every fragment, in order, as Ray Data tasks on the cluster, or on one of this machine's own."""
+    with cluster(workers):
+        driver = RayDriver()
+        yield from driver.tables(driver.read(fragments, function))

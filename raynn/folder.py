@@ -1,0 +1,161 @@
+"""The run folder: claimed, described, found again. What a run leaves is plain files."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from raynn.errors import JobError, RunError, did_you_mean
+from raynn.sources import BadRow
+
+PACKAGES = ("raynn", "ray", "torch", "pyarrow", "numpy", "pandas", "pydantic", "wandb")
+
+
+def finite(content: Any) -> Any:
+    """`content` with NaN and infinities, which JSON does not know, as null."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON file whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(finite(content), indent=2) + "\n")
+    partial.replace(path)
+
+
+def check_storage(storage: str) -> Path:
+    """The folder that holds runs, made if need be.
+
+    Raises:
+        JobError: it is a URL, or cannot be written.
+    """
+    if "://" in storage:
+        raise JobError(
+            f"storage = {storage!r} is a URL, and this version writes run folders to a local or mounted folder; "
+            "mount it, or set storage: runs"
+        )
+    folder = Path(storage)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".write-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise JobError(
+            f"storage = {storage!r} cannot be written: {error.strerror or error}; choose a folder you may write, "
+            "for instance storage=runs"
+        ) from None
+    return folder.resolve()
+
+
+def claim(storage: Path, name: str) -> Path:
+    """A new run folder: `storage/name`, or `name-2`, `name-3`, ... where runs of that name are already."""
+    number = 1
+    while True:
+        folder = storage / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            (folder / "checkpoints").mkdir()
+            return folder
+
+
+def newest(storage: Path, name: str) -> Path:
+    """The last run folder of that name.
+
+    Raises:
+        RunError: there is none.
+    """
+    folders = [storage / name, *storage.glob(f"{name}-*")]
+    numbered = {}
+    for folder in folders:
+        suffix = folder.name[len(name) :].removeprefix("-") or "1"
+        if folder.is_dir() and suffix.isdigit():
+            numbered[int(suffix)] = folder
+    if not numbered:
+        raise RunError(
+            f"resume = true, but {storage} holds no run named {name!r}; "
+            f"run without resume=true to start one.{_nearest_run(storage, name)}"
+        )
+    return numbered[max(numbered)]
+
+
+def _nearest_run(storage: Path, name: str) -> str:
+    return did_you_mean(name, [p.name for p in storage.iterdir() if (p / "job.yaml").exists()])
+
+
+def check_run(folder: Path) -> Path:
+    """`folder` itself, if it is a run folder.
+
+    Raises:
+        RunError: it is not there, or not a run folder.
+    """
+    if not folder.exists():
+        near = _nearest_run(folder.parent, folder.name) if folder.parent.is_dir() else ""
+        raise RunError(f"there is no run folder {folder}.{near} `raynn train JOB.yaml` makes one")
+    if not (folder / "job.yaml").exists():
+        raise RunError(f"{folder} is not a run folder: it holds no job.yaml; name a folder that `raynn train` made")
+    return folder
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """result.json of a run that ended.
+
+    Raises:
+        RunError: the run has not ended.
+    """
+    try:
+        result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    except FileNotFoundError:
+        raise RunError(
+            f"{folder} has no result.json: the run has not ended; continue it with its job file and resume=true"
+        ) from None
+    return result
+
+
+def write_bad_rows(path: Path, rows: Iterable[BadRow]) -> None:
+    """Quarantined rows, one JSON object a line; no file where there are none."""
+    lines = [json.dumps(row.to_json()) + "\n" for row in rows]
+    if lines:
+        path.write_text("".join(lines))
+
+
+def environment(seed: int) -> dict[str, Any]:
+    """Versions, machine, git commit of the current folder, seed."""
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "git_commit": _git_commit(),
+        "seed": seed,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None

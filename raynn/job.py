@@ -1,0 +1,315 @@
+"""Job: what a job file says, as one value. Load, override, check, write back, fingerprint, schema."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+from pydantic import AfterValidator, Field, JsonValue
+
+from raynn.jobfile import Document, dump
+from raynn.networks import NETWORKS, NetworkSettings, defaults_for
+from raynn.optimization import OptimizationSettings
+from raynn.problems import Problem, problems_in, show, split
+from raynn.regularization import RegularizationSettings
+from raynn.resources import ResourcesSettings
+from raynn.search import (
+    ChoiceSettings,
+    DistributionSettings,
+    NormalSettings,
+    SearchSettings,
+    Task,
+    drawn_real,
+    metric_problem,
+    outermost,
+)
+from raynn.settings import Settings
+from raynn.sources import DataSettings
+from raynn.stopping import EarlyStoppingSettings
+from raynn.tracking import TrackingSettings
+
+# Sections and keys that say where and how a job runs, not what comes out.
+NOT_THE_RESULT = ("name", "resources", "tracking", "storage", "resume", "search")
+
+# What a search may not vary, and why; of a whole section, or of one key.
+_SAME_ROWS = "every trial is scored on the same rows and the same target"
+NOT_SEARCHED: dict[str, str] = {
+    **dict.fromkeys(NOT_THE_RESULT, "it never changes the result"),
+    **dict.fromkeys(("task", "data.train", "data.validation", "data.test", "data.target"), _SAME_ROWS),
+    **dict.fromkeys(("data.group", "data.time", "data.horizon", "data.max_bad_rows"), _SAME_ROWS),
+    "network.kind": "the other keys of `network` depend on it; search each kind with a job of its own",
+}
+
+# Keys of `data` that only series and text have.
+SERIES_TASKS: dict[str, tuple[Task, ...]] = {
+    "time": ("forecasting",),
+    "window": ("forecasting", "language_modeling"),
+    "horizon": ("forecasting",),
+}
+
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+
+
+def _folder_name(name: str) -> str:
+    if not re.fullmatch(_NAME, name):
+        raise ValueError(
+            "must be safe as a folder name: letters, digits, '.', '_' or '-', at most 100, the first a letter or digit"
+        )
+    return name
+
+
+class Job(Settings):
+    """One job. Everything but `data` and `network.kind` has a default, tuned for the kind of network."""
+
+    name: Annotated[
+        str,
+        AfterValidator(_folder_name),
+        Field(
+            description="of the run folder; default: the job file's name",
+            json_schema_extra={"pattern": f"^{_NAME}$"},
+        ),
+    ] = "job"
+    data: DataSettings
+    task: Annotated[Task | None, Field(description="default: inferred from the target")] = None
+    network: NetworkSettings
+    regularization: RegularizationSettings = RegularizationSettings()
+    optimization: OptimizationSettings = OptimizationSettings()
+    early_stopping: EarlyStoppingSettings = EarlyStoppingSettings()
+    resources: ResourcesSettings = ResourcesSettings()
+    search: SearchSettings | None = None
+    tracking: TrackingSettings = TrackingSettings()
+    storage: Annotated[str, Field(min_length=1, description="folder or URL that run folders go to")] = "runs"
+    resume: Annotated[bool, Field(description="continue the run of this name instead of starting another")] = False
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Job:
+        """The job in a YAML file, with overrides `dotted.key=value` on top of it, the last one winning.
+
+        Raises:
+            JobError: everything that is wrong, a line each: file:line:column, dotted key, value, remedy.
+        """
+        path = Path(path)
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._")[:100]
+        return cls._from_document(Document.read(path), overrides, name=stem or "job")
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Job:
+        """The same from plain values, as a job file would have them.
+
+        Raises:
+            JobError: everything that is wrong, a line each.
+        """
+        return cls._from_document(Document.of(tree), overrides, name="job")
+
+    @classmethod
+    def _from_document(cls, document: Document, overrides: Sequence[str], name: str) -> Job:
+        for number, override in enumerate(overrides):
+            document.override(override, number, partial(split, cls))
+        tree = _with_tuned_defaults({"name": name, **_as_mapping(document.root.plain())})
+        problems = problems_in(cls, tree)
+        if problems:
+            raise document.error(problems)
+        job = cls.model_validate_json(json.dumps(tree))
+        resolved = job.model_dump(mode="json")
+        for dotted_path, message in cross_check(job):
+            path = split(cls, dotted_path)
+            problems.append(Problem(path, "cross_check", message, _value_at(resolved, path)))
+        if problems or document.complaints:
+            raise document.error(problems)
+        return job
+
+    def to_yaml(self) -> str:
+        """The job fully resolved, defaults written out: `load` gives the same job back."""
+        return dump(_written(self, defaults_for(self.network.kind)))
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of all that changes the result: two jobs with the same one give the same weights."""
+        resolved = self.model_dump(mode="json", exclude=set(NOT_THE_RESULT))
+        return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()
+
+    @staticmethod
+    def schema() -> dict[str, Any]:  # type: ignore[override]
+        """JSON Schema (draft 2020-12) of a job file, for completion in editors."""
+        schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Job.model_json_schema()}
+        return {**schema, "title": "raynn job file"}
+
+
+def differences(a: Job, b: Job) -> list[str]:
+    """What differs between two jobs, a line each: `dotted.key: value in a -> value in b`."""
+    return list(_differences(a.model_dump(mode="json"), b.model_dump(mode="json"), ""))
+
+
+def cross_check(job: Job) -> list[tuple[str, str]]:
+    """What does not fit together although each value is valid: (dotted path, message) of each problem."""
+    return [*_relations(job), *_search_problems(job)]
+
+
+def _relations(job: Job) -> Iterator[tuple[str, str]]:
+    if message := metric_problem(job.early_stopping.monitor, job.task):
+        yield "early_stopping.monitor", message
+    tasks = NETWORKS[job.network.kind].tasks
+    if job.task is not None and job.task not in tasks:
+        yield "task", f"a network of kind {job.network.kind!r} is for {' and '.join(tasks)}"
+    for key, series_tasks in SERIES_TASKS.items():
+        if getattr(job.data, key) is not None and job.task not in (None, *series_tasks):
+            yield f"data.{key}", f"only for {' and '.join(series_tasks)}, and task is {job.task!r}: remove it"
+    rows, pieces = job.optimization.global_batch_size, job.optimization.accumulate
+    if rows % pieces:
+        divisors = [n for n in range(1, rows + 1) if rows % n == 0]
+        nearest = min(divisors, key=lambda n: abs(n - pieces))
+        yield "optimization.accumulate", f"must divide global_batch_size = {rows}, as {nearest} does"
+    if pieces > 1 and getattr(job.network, "normalization", None) == "batch":
+        choices = get_args(type(job.network).model_fields["normalization"].annotation)
+        others = " or ".join(repr(choice) for choice in choices if choice not in ("none", "batch"))
+        yield (
+            "optimization.accumulate",
+            "must be 1 with network.normalization = 'batch', whose statistics are of the whole global batch: "
+            f"set network.normalization to {others}",
+        )
+
+
+def _search_problems(job: Job) -> Iterator[tuple[str, str]]:
+    if job.search is None:
+        return
+    if message := metric_problem(job.search.metric, job.task):
+        yield "search.metric", message
+    for name, distribution in job.search.space.items():
+        kind = next(iter(type(distribution).model_fields))
+        if job.search.algorithm == "grid" and drawn_real(distribution) is not None and kind != "quniform":
+            yield f"search.space.{name}", f"a grid cannot list the values of {kind}: use choice or quniform"
+        if job.search.algorithm == "optuna" and isinstance(distribution, NormalSettings):
+            yield (
+                f"search.space.{name}",
+                "optuna draws no normal distribution: use uniform, or algorithm: random",
+            )
+        if message := _not_searchable(job, name):
+            yield f"search.space.{name}", message
+        else:
+            for message in _misfits(job, name, distribution):
+                yield f"search.space.{name}.{kind}", message
+
+
+def _not_searchable(job: Job, name: str) -> str | None:
+    """Why a dotted path cannot be searched, or None where it can."""
+    path = split(Job, name)
+    for length in range(1, len(path) + 1):
+        reason = NOT_SEARCHED.get(".".join(path[:length]))
+        if reason:
+            return f"{'.'.join(path[:length])!r} cannot be searched: {reason}"
+    resolved = job.model_dump(mode="json", exclude=set(NOT_THE_RESULT))
+    try:
+        value = _value_at(resolved, path)
+    except KeyError:
+        known = [other for other in _leaves(resolved) if not any(_within(other, taboo) for taboo in NOT_SEARCHED)]
+        by_key = {other.rpartition(".")[2]: other for other in known}
+        near = get_close_matches(path[-1], by_key, n=1)
+        # A key of the same name elsewhere, else the nearest path, else the nearest key.
+        nearest = by_key.get(path[-1]) or next(iter(get_close_matches(name, known, n=1) or map(by_key.get, near)), None)
+        text = f"there is no setting {name!r} with a network of kind {job.network.kind!r}"
+        return f"{text}. Did you mean {nearest!r}?" if nearest else text
+    return f"{name!r} is a section: name one of its keys" if isinstance(value, dict) else None
+
+
+def _misfits(job: Job, name: str, distribution: DistributionSettings) -> Iterator[str]:
+    """What a distribution draws that its setting does not take: the job is validated with the values put in."""
+    real = drawn_real(distribution)
+    if real is not None and any(problem.kind == "int_type" for problem in _problems_with(job, name, real)):
+        yield f"draws real numbers, and {name} takes integers: use randint or lograndint"
+        return
+    told: set[str] = set()
+    for value in outermost(distribution):
+        for problem in _problems_with(job, name, value):
+            own = problem.path == split(Job, name)
+            reason = problem.message if own else str(problem)
+            if reason not in told or isinstance(distribution, ChoiceSettings):
+                told.add(reason)
+                yield f"{show(value)} does not fit {name}: {reason}"
+
+
+def _problems_with(job: Job, name: str, value: JsonValue) -> list[Problem]:
+    """The problems that `value` at `name` brings, but for those with another setting that is searched too."""
+    assert job.search is not None
+    path = split(Job, name)
+    tree = job.model_dump(mode="json", exclude={"search"})
+    _value_at(tree, path[:-1])[path[-1]] = value
+    problems = problems_in(Job, tree)
+    if not problems:
+        before = set(_relations(job))
+        after = _relations(Job.model_validate_json(json.dumps(tree)))
+        problems = [
+            Problem(split(Job, where), "cross_check", message, _value_at(tree, split(Job, where)))
+            for where, message in after
+            if (where, message) not in before
+        ]
+    others = {split(Job, other) for other in job.search.space} - {path}
+    return [problem for problem in problems if problem.path not in others]
+
+
+def _with_tuned_defaults(tree: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """The tree with the defaults of its kind of network filled in; what the tree itself says wins."""
+    network = tree.get("network")
+    kind = network.get("kind") if isinstance(network, dict) else None
+    for section, tuned in defaults_for(kind).items() if isinstance(kind, str) else ():
+        own = tree.get(section, {})
+        if isinstance(own, dict):
+            tree[section] = {**tuned, **own}
+    return tree
+
+
+def _written(settings: Settings, tuned: Mapping[str, Any]) -> dict[str, Any]:
+    """A section as it is written; null only where leaving the key out would mean something else."""
+    tree = {}
+    for key, field in type(settings).model_fields.items():
+        value = getattr(settings, key)
+        if value is not None or field.default is not None or key in tuned:
+            inner = tuned.get(key)
+            tree[key] = _plain(value, inner if isinstance(inner, dict) else {})
+    return tree
+
+
+def _plain(value: Any, tuned: Mapping[str, Any]) -> Any:
+    if isinstance(value, Settings):
+        return _written(value, tuned)
+    if isinstance(value, dict):
+        return {key: _plain(item, {}) for key, item in value.items()}
+    return [_plain(item, {}) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _differences(a: JsonValue, b: JsonValue, name: str) -> Iterator[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in {**a, **b}:
+            yield from _differences(a.get(key), b.get(key), f"{name}.{key}" if name else key)
+    elif json.dumps(a) != json.dumps(b):
+        yield f"{name}: {show(a)} -> {show(b)}"
+
+
+def _leaves(tree: JsonValue, name: str = "") -> Iterator[str]:
+    if not isinstance(tree, dict):
+        yield name
+    else:
+        for key, value in tree.items():
+            yield from _leaves(value, f"{name}.{key}" if name else key)
+
+
+def _value_at(tree: Any, path: Sequence[str]) -> Any:
+    """The value at a path; KeyError where there is none."""
+    for step in path:
+        if not isinstance(tree, dict):
+            raise KeyError(step)
+        tree = tree[step]
+    return tree
+
+
+def _within(name: str, ancestor: str) -> bool:
+    return name == ancestor or name.startswith(f"{ancestor}.")
+
+
+def _as_mapping(value: JsonValue) -> dict[str, JsonValue]:
+    assert isinstance(value, dict)
+    return value

@@ -1,0 +1,185 @@
+"""The page: what training is, in the order in which it happens. A generator; whoever drives it saves, reports or stops.
+
+Shapes: B rows of this worker's share of a batch, K outputs.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raynn.batches import Shard, TrainingShard, evaluation_batches
+from raynn.checkpoint import restore_optimizer
+from raynn.collectives import Workers
+from raynn.errors import TrainingError
+from raynn.job import Job
+from raynn.objectives import Evaluation, higher_is_better, loss_per_row, with_split
+from raynn.optimization import build_optimizer, learning_rate, plateau_reductions
+from raynn.preprocessing import InputSpec
+from raynn.regularization import clip_gradient_norm
+from raynn.stopping import Decision, decide
+
+Record = dict[str, float]
+
+STEPS_BETWEEN_CHECKS = 32  # how often the losses are looked at for NaN; on a GPU each look waits for the device
+
+
+@dataclass
+class TrainingState:
+    """All that changes while a network trains; what a checkpoint holds."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    history: list[Record] = field(default_factory=list)
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    decision: Decision | None = None
+    # seen by the progress line, not part of a checkpoint
+    step_of_epoch: int = 0
+    first_step_at: float | None = None  # Unix time, s
+
+    @classmethod
+    def fresh(cls, job: Job, model: nn.Module) -> TrainingState:
+        """The state before the first step."""
+        return cls(model, build_optimizer(job.optimization, model, job.regularization.weight_decay))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a checkpoint. Random numbers are functions of (seed, epoch, row): there is no generator to save."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "history": self.history,
+            "best_weights": self.best_weights,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes the place of a state that `to_dict` wrote."""
+        self.model.load_state_dict(state["model"])
+        restore_optimizer(self.optimizer, state["optimizer"])
+        self.history, self.best_weights = state["history"], state["best_weights"]
+
+
+def train_epochs(
+    job: Job, inputs: InputSpec, state: TrainingState, train: TrainingShard, validation: Shard, workers: Workers
+) -> Iterator[Record]:
+    """Trains until the stopping rule or `max_epochs` ends it; yields one record an epoch, the same on every worker.
+
+    Raises:
+        TrainingError: a loss that is not finite.
+    """
+    settings = job.optimization
+    steps = train.lanes.steps_per_epoch
+    network = _data_parallel(state.model, workers)
+    while not _ended(job, state):
+        epoch = len(state.history)
+        reductions = plateau_reductions(settings, [record["val/loss"] for record in state.history])
+        losses = torch.zeros(steps, dtype=torch.float64, device=workers.device)
+        train_seconds, started = 0.0, time.perf_counter()
+        network.train()
+        for k, (batch, key_B) in enumerate(train.batches(epoch, workers)):
+            rate = learning_rate(settings, epoch * steps + k, steps * settings.max_epochs, reductions)
+            for group in state.optimizer.param_groups:
+                group["lr"] = rate
+            losses[k] = _backward(job, network, batch, key_B, train.lanes.batch_rows(k), workers)
+            clip_gradient_norm(state.model, job.regularization.gradient_clip_norm)
+            state.optimizer.step()
+            state.optimizer.zero_grad()
+            state.step_of_epoch = k + 1
+            state.first_step_at = state.first_step_at or time.time()
+            if (k + 1) % STEPS_BETWEEN_CHECKS == 0 or k + 1 == steps:
+                _check_finite(losses[: k + 1], epoch, workers)
+        train_seconds = time.perf_counter() - started
+        # losses are sums over this worker's rows: over all workers and steps, per row
+        train_loss = float(workers.sum(losses).sum()) / train.lanes.num_rows
+        record = {"epoch": epoch + 1, "step": (epoch + 1) * steps, "train/loss": train_loss}
+        record |= with_split("val", evaluate_shard(job, inputs, state.model, validation, workers))
+        record |= {"learning_rate": rate, "seconds": train_seconds}
+        record["examples_per_second"] = train.lanes.num_rows / train_seconds
+        state.history.append(record)
+        state.decision = decide(job.early_stopping, state.history, higher_is_better(job.early_stopping.monitor))
+        if state.decision.best_epoch == epoch + 1:
+            state.best_weights = {name: w.detach().clone() for name, w in state.model.state_dict().items()}
+        yield record
+
+
+def _ended(job: Job, state: TrainingState) -> bool:
+    """Whether the history so far is the whole of it; after a resume the decision is made again from the history."""
+    if state.history:
+        state.decision = decide(job.early_stopping, state.history, higher_is_better(job.early_stopping.monitor))
+    stopped = state.decision is not None and state.decision.stop
+    return stopped or len(state.history) >= job.optimization.max_epochs
+
+
+def _backward(
+    job: Job, network: nn.Module, batch: dict[str, Tensor], key_B: Tensor, global_rows: int, workers: Workers
+) -> Tensor:
+    """Adds the gradient of the mean loss over the global batch; returns the sum of the losses of this worker's rows.
+
+    Workers' gradients are averaged, so each scales its sum by the number of workers over the rows of all of them: a
+    worker with fewer rows weighs less.
+    """
+    assert job.task is not None
+    pieces = min(job.optimization.accumulate, len(key_B))
+    chunks = [
+        dict(zip(batch, parts, strict=True)) for parts in zip(*(t.chunk(pieces) for t in batch.values()), strict=True)
+    ]
+    total = torch.zeros((), dtype=torch.float64, device=workers.device)
+    for i, (piece, key) in enumerate(zip(chunks, key_B.chunk(pieces), strict=True)):
+        waits = i + 1 < len(chunks) and isinstance(network, nn.parallel.DistributedDataParallel)
+        with network.no_sync() if waits else nullcontext():  # type: ignore[operator]
+            with _precision(job, workers):
+                outputs_BK = network(piece, key)
+            loss_B = loss_per_row(outputs_BK, piece["target"], job.task, job.regularization.label_smoothing)
+            loss = loss_B.sum()
+            (loss * (workers.count / global_rows)).backward()
+        total += loss.detach()
+    return total
+
+
+@torch.no_grad()
+def evaluate_shard(job: Job, inputs: InputSpec, model: nn.Module, shard: Shard, workers: Workers) -> dict[str, float]:
+    """Quantities of a split over all workers' shards, no row left out, the same on every worker."""
+    model.eval()
+    evaluation = Evaluation(inputs, workers.device)
+    rows_per_batch = max(256, min(4096, job.optimization.global_batch_size))
+    for batch in evaluation_batches(shard, rows_per_batch, workers.device):
+        with _precision(job, workers):
+            outputs_BK = model(batch)
+        evaluation.add(outputs_BK, batch["target"])
+    return evaluation.metrics(workers)
+
+
+def _precision(job: Job, workers: Workers) -> torch.autocast:
+    """bfloat16 where asked: matrix products and convolutions in 16 bits, weights and sums in 32."""
+    return torch.autocast(workers.device.type, torch.bfloat16, enabled=job.optimization.precision == "bf16")
+
+
+def _data_parallel(model: nn.Module, workers: Workers) -> nn.Module:
+    """The model, averaging gradients over workers as they become ready; itself where there is one worker."""
+    if workers.count == 1:
+        return model
+    devices = [workers.device] if workers.device.type == "cuda" else None
+    # buffers agree on every worker by construction (GlobalBatchNorm): nothing to broadcast
+    return nn.parallel.DistributedDataParallel(
+        model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+    )
+
+
+def _check_finite(losses: Tensor, epoch: int, workers: Workers) -> None:
+    """Raises on every worker when any worker has seen a loss that is not finite."""
+    first_bad = math.inf
+    bad = (~torch.isfinite(losses)).nonzero()
+    if len(bad):
+        first_bad = float(bad[0])
+    if workers.any(first_bad < math.inf):
+        step = -workers.max(-first_bad)
+        raise TrainingError(
+            f"the training loss stopped being finite at step {int(step) + 1} of epoch {epoch + 1}; lower "
+            "optimization.learning_rate, set regularization.gradient_clip_norm: 1.0, or look for extreme values"
+        )

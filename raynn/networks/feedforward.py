@@ -1,0 +1,130 @@
+"""Feedforward network over tables; images and sequences are flattened.
+
+Shapes: B rows, D input width, H hidden units, K outputs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from raynn.networks.inputs import Batch, ImageNormalization, TableEmbedding
+from raynn.networks.layers import ACTIVATIONS, Activation, GlobalBatchNorm
+from raynn.preprocessing import InputSpec
+from raynn.regularization import Dropout, RegularizationSettings
+from raynn.settings import Settings
+
+Width = Annotated[int, Field(ge=1)]
+
+
+class FeedforwardSettings(Settings):
+    """`hidden` gives the width of each layer; with `residual`, of each block."""
+
+    kind: Literal["feedforward"]
+    hidden: tuple[Width, ...] = (256, 256)
+    activation: Activation = "relu"
+    normalization: Literal["none", "batch", "layer"] = "none"
+    residual: bool = False
+    number_embedding: Annotated[
+        Literal["none", "piecewise_linear", "periodic"],
+        Field(description="how a number enters: as it is, by its quantile bin, or as waves (Gorishniy et al. 2022)"),
+    ] = "none"
+    number_embedding_width: Width = 16
+    number_embedding_frequencies: Annotated[Width, Field(description="waves a column (periodic)")] = 48
+    number_embedding_scale: Annotated[
+        float, Field(gt=0.0, description="standard deviation of the initial frequencies (periodic)")
+    ] = 0.1
+    category_embedding_width: Annotated[
+        Width | None, Field(description="default: 1.6 * categories ** 0.56, at most 50")
+    ] = None
+
+
+def normalization(kind: str, width: int) -> nn.Module:
+    """The normalization layer of that name over features [B, H]."""
+    return {"none": nn.Identity, "batch": GlobalBatchNorm, "layer": nn.LayerNorm}[kind](width)
+
+
+class Layer(nn.Module):
+    """Linear, normalization, activation, dropout."""
+
+    def __init__(self, width_in: int, width: int, settings: FeedforwardSettings, p: float, place: int) -> None:
+        super().__init__()
+        # a bias before a normalization has no effect: left out
+        self.linear = nn.Linear(width_in, width, bias=settings.normalization == "none")
+        self.norm = normalization(settings.normalization, width)
+        self.activation = ACTIVATIONS[settings.activation]()
+        self.dropout = Dropout(p, width, place)
+
+    def forward(self, x_BH: Tensor, key_B: Tensor | None) -> Tensor:
+        """Features [B, H]."""
+        return self.dropout(self.activation(self.norm(self.linear(x_BH))), key_B)
+
+
+class ResidualBlock(nn.Module):
+    """x + Linear(dropout(activation(Linear(norm(x))))) (Gorishniy et al. 2021, section 3.2: the ResNet for tables)."""
+
+    def __init__(self, width_in: int, width: int, settings: FeedforwardSettings, p: float, place: int) -> None:
+        super().__init__()
+        self.skip = nn.Linear(width_in, width) if width_in != width else nn.Identity()
+        self.norm = normalization(settings.normalization, width)
+        self.widen = nn.Linear(width, 2 * width)
+        self.activation = ACTIVATIONS[settings.activation]()
+        self.dropout = Dropout(p, 2 * width, place)
+        self.narrow = nn.Linear(2 * width, width)
+
+    def forward(self, x_BH: Tensor, key_B: Tensor | None) -> Tensor:
+        """Features [B, H]."""
+        x_BH = self.skip(x_BH)
+        return x_BH + self.narrow(self.dropout(self.activation(self.widen(self.norm(x_BH))), key_B))
+
+
+class Feedforward(nn.Module):
+    """Embeddings, layers or residual blocks, and a linear head."""
+
+    def __init__(
+        self, settings: FeedforwardSettings, inputs: InputSpec, regularization: RegularizationSettings
+    ) -> None:
+        super().__init__()
+        places = itertools.count()
+        self.table = TableEmbedding(
+            inputs,
+            settings.number_embedding,
+            settings.number_embedding_width,
+            settings.number_embedding_frequencies,
+            settings.number_embedding_scale,
+            settings.category_embedding_width,
+        )
+        self.image = ImageNormalization(inputs) if inputs.image_CHW else None
+        width = self.table.width
+        for shape in (inputs.image_CHW, inputs.sequence_TC):
+            width += int(torch.Size(shape).numel()) if shape else 0
+        self.input_dropout = Dropout(regularization.input_dropout, width, next(places))
+        layers: list[nn.Module] = []
+        block = ResidualBlock if settings.residual else Layer
+        for hidden in settings.hidden:
+            layers.append(block(width, hidden, settings, regularization.dropout, next(places)))
+            width = hidden
+        self.layers = nn.ModuleList(layers)
+        self.last_norm = normalization(settings.normalization if settings.residual else "none", width)
+        self.head = nn.Linear(width, inputs.num_outputs)
+
+    def forward(self, batch: Batch, key_B: Tensor | None = None) -> Tensor:
+        """Outputs [B, K]: logits, or the standardized value."""
+        parts = self.table(batch)
+        if self.image is not None:
+            parts.append(self.image(batch["image"]).flatten(1))
+        if "sequence" in batch:
+            parts.append(batch["sequence"].flatten(1))
+        x_BH = self.input_dropout(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), key_B)
+        for layer in self.layers:
+            x_BH = layer(x_BH, key_B)
+        return self.head(self.last_norm(x_BH))
+
+
+def build(settings: FeedforwardSettings, inputs: InputSpec, regularization: RegularizationSettings) -> nn.Module:
+    """The network for these inputs; takes every kind of column."""
+    return Feedforward(settings, inputs, regularization)

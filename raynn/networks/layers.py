@@ -1,0 +1,73 @@
+"""Layers that several network types share: activations, and normalizations that agree between worker counts.
+
+Shapes: B rows, C channels, H features, ... any number of spatial axes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raynn.collectives import SumOverWorkers
+
+Activation = Literal["relu", "gelu", "silu", "tanh", "selu"]
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+    "selu": nn.SELU,
+}
+
+
+class GlobalBatchNorm(nn.Module):
+    """Batch normalization (Ioffe & Szegedy 2015, algorithm 1) over the global batch, whatever the number of workers.
+
+    Mean and variance are those of all workers' rows, each worker counting as many rows as it has; on a CPU too, where
+    torch's SyncBatchNorm does not run.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, num_channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        self.weight = nn.Parameter(torch.ones(num_channels))
+        self.bias = nn.Parameter(torch.zeros(num_channels))
+        self.register_buffer("running_mean", torch.zeros(num_channels))
+        self.register_buffer("running_var", torch.ones(num_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalized `x` [B, C, ...]."""
+        if not self.training or not (dist.is_initialized() and dist.get_world_size() > 1):
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
+            )
+        axes = [0, *range(2, x.dim())]
+        var_C, mean_C = torch.var_mean(x.float(), dim=axes, correction=0)
+        mean_C, var_C = mean_C.double(), var_C.double()
+        count = torch.full_like(mean_C[:1], x.numel() // x.shape[1])
+        # in float64, so that E[x^2] - E[x]^2 of the workers' own statistics loses nothing that float32 could hold
+        sums: Tensor = SumOverWorkers.apply(torch.cat([count * mean_C, count * (var_C + mean_C**2), count]))  # type: ignore[no-untyped-call]
+        total = sums[-1]
+        global_mean_C, global_square_C = (sums[:-1] / total).chunk(2)
+        global_var_C = global_square_C - global_mean_C**2
+        with torch.no_grad():
+            self.running_mean.lerp_(global_mean_C.float(), self.momentum)
+            self.running_var.lerp_((global_var_C * (total / (total - 1))).float(), self.momentum)
+        scale_C = self.weight * torch.rsqrt(global_var_C.float() + self.eps)
+        shift_C = self.bias - global_mean_C.float() * scale_C
+        shape = (1, -1, *([1] * (x.dim() - 2)))
+        return (x * scale_C.reshape(shape) + shift_C.reshape(shape)).to(x.dtype)
+
+
+def group_norm(num_channels: int) -> nn.GroupNorm:
+    """Group normalization (Wu & He 2018) with the most groups, up to 8, of at least 4 channels each."""
+    groups = max(g for g in range(1, 9) if num_channels % g == 0 and (g == 1 or num_channels // g >= 4))
+    return nn.GroupNorm(groups, num_channels)

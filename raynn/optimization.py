@@ -1,0 +1,84 @@
+"""Optimizer, and the learning rate as a pure function of the step: the `optimization` section."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from raynn.regularization import decayed_and_exempt
+from raynn.settings import Settings
+
+
+class OptimizationSettings(Settings):
+    """How the weights move."""
+
+    optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
+    learning_rate: Annotated[float, Field(gt=0.0, description="the highest the schedule reaches")] = 1e-3
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0, description="sgd's, of Nesterov's form")] = 0.9
+    schedule: Literal["constant", "cosine", "one_cycle", "plateau"] = "cosine"
+    warmup_fraction: Annotated[
+        float, Field(ge=0.0, lt=1.0, description="share of all steps in which the rate rises linearly")
+    ] = 0.0
+    plateau_factor: Annotated[float, Field(gt=0.0, lt=1.0, description="each reduction of `plateau`")] = 0.5
+    plateau_patience: Annotated[int, Field(ge=1, description="epochs without a better val/loss")] = 3
+    global_batch_size: Annotated[int, Field(ge=1, description="rows of one step, over all workers")] = 256
+    accumulate: Annotated[int, Field(ge=1, description="pieces a step's batch is computed in, to save memory")] = 1
+    max_epochs: Annotated[int, Field(ge=1)] = 20
+    precision: Literal["float32", "bf16"] = "float32"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+
+def build_optimizer(settings: OptimizationSettings, model: nn.Module, weight_decay: float) -> torch.optim.Optimizer:
+    """The optimizer, fused: one pass over all parameters. Biases, norms and embeddings are not decayed.
+
+    `adamw` decays weights by learning_rate * weight_decay a step (Loshchilov & Hutter 2019, algorithm 2); `sgd` and
+    `adam` add weight_decay * w to the gradient.
+    """
+    decayed, exempt = decayed_and_exempt(model)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": exempt, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    rate = settings.learning_rate
+    if settings.optimizer == "sgd":
+        nesterov = settings.momentum > 0
+        return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, nesterov=nesterov, fused=True)
+    kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
+    return kind(groups, lr=rate, fused=True)
+
+
+def learning_rate(settings: OptimizationSettings, step: int, total_steps: int, num_reductions: int = 0) -> float:
+    """The rate of `step` (0 is the first) out of `total_steps`; `num_reductions` of the plateau schedule so far.
+
+    cosine: half a cosine from the rate to 0 (Loshchilov & Hutter 2017, eq. 5, one cycle). one_cycle: a rise from 1/25
+    of the rate over the first 30 % of steps, then down to nearly 0, both along cosines (Smith & Topin 2018).
+    """
+    peak = settings.learning_rate
+    warmup = round(settings.warmup_fraction * total_steps)
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    done = (step - warmup) / max(1, total_steps - warmup)
+    if settings.schedule == "cosine":
+        return peak * 0.5 * (1.0 + math.cos(math.pi * done))
+    if settings.schedule == "one_cycle":
+        low, rise = (peak / 25, done / 0.3) if done < 0.3 else (peak / 250_000, 1.0 - (done - 0.3) / 0.7)
+        return low + (peak - low) * 0.5 * (1.0 - math.cos(math.pi * rise))
+    if settings.schedule == "plateau":
+        return peak * settings.plateau_factor**num_reductions
+    return peak
+
+
+def plateau_reductions(settings: OptimizationSettings, losses: Sequence[float]) -> int:
+    """How often `plateau` has reduced the rate: once for `plateau_patience` epochs in a row without a better loss."""
+    best, waited, reductions = math.inf, 0, 0
+    for loss in losses:
+        if loss < best:
+            best, waited = loss, 0
+            continue
+        waited += 1
+        if waited == settings.plateau_patience:
+            waited, reductions = 0, reductions + 1
+    return reductions

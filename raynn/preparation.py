@@ -1,0 +1,389 @@
+"""From a job's sources to encoded blocks, one a fragment: read, clean, split, fit, encode.
+
+The steps are pure functions from Arrow table to Arrow table. Here they run over the fragments in this process; `data`
+maps the same functions over Ray Data blocks. Either way a fragment is a block, in the same order, and whatever is
+summed is summed in that order.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from glob import glob
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from raynn.catalog import CATALOG
+from raynn.cleaning import clean
+from raynn.columns import ColumnSpec, infer_columns
+from raynn.errors import DataError
+from raynn.preprocessing import InputSpec, Preprocessing, Summary, Task, arrays, fit, summarize
+from raynn.sources import (
+    BadRow,
+    ColumnSplit,
+    DataSettings,
+    Fragment,
+    find_fragments,
+    read_fragment,
+    sample_rows,
+    schema_of,
+)
+from raynn.splits import NAMES, assign_splits
+
+# Columns that cleaning adds beside the data's own.
+BLOCK = "__block__"  # int32, the fragment's number
+REASON = "__reason__"  # string, null for a good row: JSON of the row as bad_rows.jsonl names it
+UNREAD = "__unread__"  # string, in a block's first row: JSON of the rows that could not even be read
+SAMPLE_ROWS = 10_000
+MAX_CLASSES_OF_INTEGERS = 50
+
+Blocks = Sequence[Any]
+TableFunction = Callable[[pa.Table], pa.Table]
+
+
+class Driver(Protocol):
+    """Maps functions over blocks: in this process, or over a cluster."""
+
+    def read(self, fragments: Sequence[Fragment], read: Callable[[int, Fragment], pa.Table]) -> Blocks:
+        """One block a fragment, in order."""
+
+    def map(self, blocks: Blocks, function: TableFunction) -> Blocks:
+        """`function` of each block, in order."""
+
+    def tables(self, blocks: Blocks) -> Iterator[pa.Table]:
+        """The blocks' tables, brought here one at a time."""
+
+
+class LocalDriver:
+    """Everything in this process: blocks are tables."""
+
+    def read(self, fragments: Sequence[Fragment], read: Callable[[int, Fragment], pa.Table]) -> Blocks:
+        """One table a fragment."""
+        return [read(index, fragment) for index, fragment in enumerate(fragments)]
+
+    def map(self, blocks: Blocks, function: TableFunction) -> Blocks:
+        """`function` of each table."""
+        return [function(block) for block in blocks]
+
+    def tables(self, blocks: Blocks) -> Iterator[pa.Table]:
+        """The tables themselves."""
+        return iter(blocks)
+
+
+@dataclass(frozen=True)
+class ReadPlan:
+    """How every fragment of a job is read and cleaned."""
+
+    settings: DataSettings
+    features: tuple[ColumnSpec, ...]
+    target: ColumnSpec | None
+    extra: tuple[str, ...] = ()  # group and split columns
+
+    def read(self, index: int, fragment: Fragment) -> pa.Table:
+        """Cleaned rows of one fragment, all of them in order, with the columns BLOCK, REASON, UNREAD."""
+        wanted = [spec.name for spec in self.features if spec.kind != "ignore"]
+        wanted += [self.target.name] if self.target else []
+        names = list(dict.fromkeys([*wanted, *self.extra]))
+        table, unread = read_fragment(fragment, names)
+        cleaned, bad = clean(table, self.features, self.target, self.extra, self.settings)
+        if unread and not cleaned.num_rows:
+            raise DataError(f"{fragment.path}: no row could be read; {unread[0].reason}")
+        reasons: list[str | None] = [None] * cleaned.num_rows
+        for row, column, reason in bad:
+            file, number = fragment.locate(row, unread)
+            reasons[row] = _bad_row_json(BadRow(file, number, column, reason))
+        notes: list[str | None] = [None] * cleaned.num_rows
+        if unread:
+            notes[0] = json.dumps([_bad_row_json(row) for row in unread])
+        cleaned = cleaned.append_column(BLOCK, pa.array(np.full(cleaned.num_rows, index, np.int32)))
+        cleaned = cleaned.append_column(REASON, pa.array(reasons, pa.string()))
+        return cleaned.append_column(UNREAD, pa.array(notes, pa.string()))
+
+
+def _bad_row_json(row: BadRow) -> str:
+    return json.dumps(row.to_json())
+
+
+@dataclass(frozen=True)
+class EncodedBlocks:
+    """Encoded rows of all splits: within each block the training rows come first, then validation, then test.
+
+    `counts` [blocks, 3] says how many of each.
+    """
+
+    blocks: Blocks
+    counts: NDArray[np.int64]
+    inputs: InputSpec
+
+    def num_rows(self, split: int) -> int:
+        """Rows of a split (0 train, 1 validation, 2 test)."""
+        return int(self.counts[:, split].sum())
+
+    def pieces(
+        self, split: int, start: int, stop: int, fetch: Callable[[Any], pa.Table]
+    ) -> Iterator[dict[str, NDArray[Any]]]:
+        """Rows start .. stop of a split as arrays [n, ...], a block at a time; only blocks with some are fetched."""
+        ends = np.cumsum(self.counts[:, split])
+        for index in range(int(np.searchsorted(ends, start, side="right")), len(self.blocks)):
+            first = int(ends[index] - self.counts[index, split])
+            if first >= stop:
+                return
+            low, high = max(start, first) - first, min(stop, int(ends[index])) - first
+            if low == high:
+                continue
+            offset = int(self.counts[index, :split].sum())
+            table = fetch(self.blocks[index]).slice(offset + low, high - low)
+            yield shaped_arrays(table, self.inputs)
+
+
+def shaped_arrays(table: pa.Table, inputs: InputSpec) -> dict[str, NDArray[Any]]:
+    """An encoded table as arrays: `image` [N, C, H, W], `sequence` [N, T, C], others [N, width] or [N]."""
+    columns = arrays(table)
+    for name, shape in (("image", inputs.image_CHW), ("sequence", inputs.sequence_TC)):
+        if name in columns and shape:
+            columns[name] = columns[name].reshape(-1, *shape)
+    return columns
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Data ready for training: how they were understood, and their encoded blocks."""
+
+    task: Task
+    task_reason: str
+    preprocessing: Preprocessing
+    encoded: EncodedBlocks
+    splits: tuple[NDArray[np.uint8], ...]  # of every row of each fragment
+    bad_rows: tuple[BadRow, ...]
+    num_source_rows: int
+
+
+@dataclass(frozen=True)
+class Understood:
+    """Sources found and columns inferred, before any row but a sample was read."""
+
+    plan: ReadPlan
+    fragments: tuple[Fragment, ...]
+    roles: tuple[int, ...]  # of each fragment: 0 the training source, 1 validation, 2 test
+
+    @property
+    def target(self) -> ColumnSpec:
+        """The target column."""
+        assert self.plan.target is not None
+        return self.plan.target
+
+
+def located(settings: DataSettings, folder: Path) -> DataSettings:
+    """The settings with local sources as absolute paths, so that a run can be opened from any folder.
+
+    Relative ones are looked for in the current folder, then in `folder`.
+    """
+
+    def locate(entry: str) -> str:
+        if entry in CATALOG or "://" in entry:
+            return entry
+        here = glob(entry) or Path(entry).exists()
+        return os.path.abspath(entry if here else folder / entry)
+
+    found: dict[str, Any] = {}
+    for name in ("train", "validation", "test"):
+        source = getattr(settings, name)
+        if isinstance(source, str):
+            found[name] = locate(source)
+        elif isinstance(source, tuple):
+            found[name] = tuple(locate(entry) for entry in source)
+    return settings.model_copy(update=found)
+
+
+def understand(settings: DataSettings, folder: Path) -> Understood:
+    """Finds the sources and infers the columns from the training source's schema and first rows.
+
+    Raises:
+        DataError: a source, a column or the target is not there, or of a kind that cannot be.
+    """
+    if settings.target is None:
+        raise DataError("data.target is missing: name the column to predict, for instance `target: label`")
+    fragments = list(find_fragments(settings.train, folder))
+    roles = [0] * len(fragments)
+    for role, source in ((1, settings.validation), (2, settings.test)):
+        if isinstance(source, (str, tuple)):
+            more = find_fragments(source, folder)
+            fragments += more
+            roles += [role] * len(more)
+    sample = sample_rows(fragments, SAMPLE_ROWS)
+    if not sample.num_rows:
+        raise DataError(f"data.train = {settings.train!r} has no rows; check the path, and the files' contents")
+    features, target = infer_columns(schema_of(fragments), sample, settings)
+    splits = [s.column for s in (settings.validation, settings.test) if isinstance(s, ColumnSplit)]
+    extra = dict.fromkeys([*([settings.group] if settings.group else []), *splits])
+    plan = ReadPlan(settings, features, target, tuple(extra))
+    return Understood(plan, tuple(fragments), tuple(roles))
+
+
+def prepare(
+    understood: Understood, task: str | None, seed: int, driver: Driver, preprocessing: Preprocessing | None = None
+) -> Prepared:
+    """Reads, cleans, splits, fits on the training rows, and encodes.
+
+    With `preprocessing` (a trained run's) nothing is fitted.
+
+    Raises:
+        DataError: too many bad rows, a split or class that cannot be, labels that training never saw.
+    """
+    plan, target = understood.plan, understood.target
+    settings = plan.settings
+    cleaned = driver.read(understood.fragments, plan.read)
+    keys = list(dict.fromkeys([target.name, *plan.extra, REASON, UNREAD]))
+    facts = list(driver.tables(driver.map(cleaned, partial(_select, names=keys))))
+    counts = [table.num_rows for table in facts]
+    whole = pa.concat_tables([table.unify_dictionaries() for table in facts], promote_options="permissive")
+    bad = pc.is_valid(whole[REASON]).to_numpy()
+    bad_rows = _bad_rows(whole)
+    _check_bad_rows(bad_rows, whole.num_rows, settings)
+    chosen, reason = choose_task(task, whole[target.name].filter(pa.array(~bad)), target.name)
+    roles = np.repeat(np.array(understood.roles, np.uint8), counts)
+    classes = _codes(whole[target.name]) if chosen == "classification" else None
+    groups = _codes(whole[settings.group]) if settings.group else None
+    named = {name: np.asarray(whole[name].cast(pa.string()).fill_null("").to_pylist(), np.str_) for name in plan.extra}
+    splits = assign_splits(settings, roles, bad, seed, classes, groups, named)
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    parts = [splits[a:b] for a, b in pairwise(offsets)]
+    if preprocessing is None:
+        summary_of = partial(_summary_block, parts=parts, offsets=offsets, features=plan.features, target=target)
+        summaries = [_unpickled(table) for table in driver.tables(driver.map(cleaned, summary_of))]
+        preprocessing = fit((s for s in summaries if s is not None), plan.features, target, chosen, settings)
+    encode = partial(_encoded_block, parts=parts, preprocessing=preprocessing)
+    blocks = driver.map(cleaned, encode)
+    table = np.array([[int((part == s).sum()) for s in range(3)] for part in parts], np.int64).reshape(-1, 3)
+    encoded = EncodedBlocks(blocks, table, preprocessing.input_spec)
+    return Prepared(chosen, reason, preprocessing, encoded, tuple(parts), bad_rows, whole.num_rows + _num_unread(whole))
+
+
+def choose_task(task: str | None, target: pa.ChunkedArray, name: str) -> tuple[Task, str]:
+    """Classification or regression, as asked or as the target's values suggest, and why.
+
+    Raises:
+        DataError: a task that this target cannot have.
+    """
+    kind = target.type
+    is_number = pa.types.is_floating(kind) or pa.types.is_integer(kind)
+    if task == "classification":
+        return "classification", "as the job says"
+    if task == "regression":
+        if not is_number:
+            raise DataError(
+                f"task = 'regression' needs numbers, but target {name!r} holds {kind}; use task: classification, or "
+                f"declare it with `columns: {{{name}: numeric}}`"
+            )
+        return "regression", "as the job says"
+    if not is_number:
+        return "classification", f"target {name!r} holds {kind}"
+    distinct = pc.count_distinct(target).as_py()
+    whole = pa.types.is_integer(kind) or bool(pc.all(pc.equal(target, pc.round(target))).as_py())
+    if whole and distinct <= MAX_CLASSES_OF_INTEGERS and distinct * 3 <= len(target):
+        return "classification", f"target {name!r} holds {distinct} different whole numbers"
+    return "regression", f"target {name!r} holds {distinct} different numbers"
+
+
+def _select(table: pa.Table, names: list[str]) -> pa.Table:
+    return table.select(names)
+
+
+def _block_part(table: pa.Table, parts: list[NDArray[np.uint8]]) -> tuple[int, NDArray[np.uint8]]:
+    """A block's number and the splits of its rows."""
+    index = table[BLOCK][0].as_py() if table.num_rows else 0
+    return index, parts[index] if table.num_rows else np.zeros(0, np.uint8)
+
+
+def _summary_block(
+    table: pa.Table,
+    parts: list[NDArray[np.uint8]],
+    offsets: NDArray[np.int64],
+    features: tuple[ColumnSpec, ...],
+    target: ColumnSpec,
+) -> pa.Table:
+    """One row: the pickled summary of a block's training rows, or null where it has none."""
+    index, splits = _block_part(table, parts)
+    rows = np.flatnonzero(splits == 0)
+    summary = None
+    if len(rows):
+        summary = pickle.dumps(summarize(_taken(table, rows), features, target, rows + offsets[index]))
+    return pa.table({"summary": pa.array([summary], pa.large_binary())})
+
+
+def _unpickled(table: pa.Table) -> Summary | None:
+    """The inverse, within one run: these bytes never touch a file."""
+    content = table["summary"][0].as_py()
+    return None if content is None else pickle.loads(content)
+
+
+def _encoded_block(
+    table: pa.Table, parts: list[NDArray[np.uint8]], preprocessing: Preprocessing
+) -> pa.Table:
+    """A block's rows encoded, by split: training, validation, test; excluded rows are gone."""
+    _, splits = _block_part(table, parts)
+    rows = np.concatenate([np.flatnonzero(splits == split) for split in range(3)])
+    return preprocessing.encode(_taken(table, rows), None, with_target=True).combine_chunks()
+
+
+def _taken(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
+    """Those rows; the table itself where they are all of its rows, in order."""
+    if len(rows) == table.num_rows and (np.diff(rows) == 1).all():
+        return table
+    return table.take(pa.array(rows))
+
+
+def _codes(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Whole numbers for values [N], equal for equal values; -1 for null."""
+    codes = column.combine_chunks().dictionary_encode()
+    codes = codes.indices if isinstance(codes, pa.DictionaryArray) else codes.combine_chunks().indices
+    return np.asarray(codes.fill_null(-1).to_numpy(zero_copy_only=False), np.int64)
+
+
+def _bad_rows(facts: pa.Table) -> tuple[BadRow, ...]:
+    """Every bad row: those that could not be read, and those that hold something wrong."""
+    found = [json.loads(text) for text in facts[REASON].drop_null().to_pylist()]
+    for text in facts[UNREAD].drop_null().to_pylist():
+        found += [json.loads(row) for row in json.loads(text)]
+    return tuple(BadRow(**row) for row in found)
+
+
+def _num_unread(facts: pa.Table) -> int:
+    return sum(len(json.loads(text)) for text in facts[UNREAD].drop_null().to_pylist())
+
+
+def _check_bad_rows(bad_rows: Sequence[BadRow], num_good_and_bad: int, settings: DataSettings) -> None:
+    """Past `max_bad_rows` the job fails before training, naming the first rows."""
+    total = max(1, num_good_and_bad)
+    if len(bad_rows) <= settings.max_bad_rows * total:
+        return
+    shown = "\n".join(f"  {row.file}, row {row.row}, column {row.column}: {row.reason}" for row in bad_rows[:5])
+    more = f"\n  and {len(bad_rows) - 5} more" if len(bad_rows) > 5 else ""
+    fraction = len(bad_rows) / total
+    raise DataError(
+        f"{len(bad_rows)} of {total} rows ({fraction:.2%}) are bad, and data.max_bad_rows = {settings.max_bad_rows:g} "
+        f"allows fewer:\n{shown}{more}\nMend them, or quarantine them with data.max_bad_rows={_enough(fraction):g}"
+    )
+
+
+def _enough(fraction: float) -> float:
+    """A round number just above the fraction."""
+    unit = 10.0 ** math.floor(math.log10(fraction))
+    return min(1.0, (math.floor(fraction / unit) + 1) * unit)
+
+
+def split_summary(prepared: Prepared) -> str:
+    """`1,437 train, 180 validation, 180 test rows`."""
+    parts = [f"{prepared.encoded.num_rows(split):,} {name}" for split, name in NAMES.items()]
+    return ", ".join(parts) + " rows"

@@ -1,0 +1,283 @@
+"""Preprocessing: fitted on the training split, saved as JSON with the model, and applied as a pure function
+from a cleaned Arrow table to a table of numbers.
+
+Shapes: N rows, F numbers (columns, dates, indicators), C categorical columns or channels, H W image, T time
+steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import TypeAdapter, ValidationError
+
+from raynn.columns import ColumnSpec
+from raynn.encodings import (
+    CategoricalEncoding,
+    DateEncoding,
+    Encoding,
+    ImageEncoding,
+    Label,
+    NumericEncoding,
+    SequenceEncoding,
+    TargetEncoding,
+    ValueEncoding,
+    fit_categories,
+    fit_classes,
+    fit_images,
+    fit_number,
+    fit_sequences,
+    fit_value,
+    shown,
+)
+from raynn.errors import DataError, RunError, did_you_mean
+from raynn.sources import DataSettings
+from raynn.summaries import (
+    CategoricalSummary,
+    ImageSummary,
+    Integers,
+    NumericSummary,
+    Summary,
+    matrix,
+    merge,
+    summarize,
+)
+
+__all__ = ["InputSpec", "Preprocessing", "Summary", "arrays", "fit", "summarize"]
+
+BLOCK_ROWS = 2**14  # a block's columns and its rows stay in the processor's cache: a third of the time
+
+Task = Literal["classification", "regression"]
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a network receives and what it owes: sizes, and the fitted values that a network uses itself."""
+
+    num_numeric: int = 0
+    cardinalities: tuple[int, ...] = ()  # codes per categorical column, the unknown bucket 0 included
+    image_CHW: tuple[int, int, int] | None = None
+    image_mean: tuple[float, ...] = ()  # per channel, in 0..255
+    image_std: tuple[float, ...] = ()
+    sequence_TC: tuple[int, int] | None = None
+    # per number: ascending edges of up to 48 bins of equal mass; none for indicators, date cycles, constants
+    quantile_bins: tuple[tuple[float, ...], ...] = ()
+    num_outputs: int = 1
+    task: Task = "regression"
+    classes: tuple[Label, ...] | None = None
+    target_mean: float = 0.0
+    target_std: float = 1.0
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """One encoding per feature, in the order of the features, and one for the target."""
+
+    task: Task
+    features: tuple[ColumnSpec, ...]
+    encodings: tuple[Encoding, ...]
+    target: ColumnSpec
+    target_encoding: TargetEncoding
+
+    def to_json(self) -> str:
+        """All of it; floats are written so that they read back to the same bits."""
+        return json.dumps(dataclasses.asdict(self), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Preprocessing:
+        """What `to_json` wrote. RunError when it is something else."""
+        try:
+            return TypeAdapter(cls).validate_python(json.loads(text))
+        except ValidationError as error:
+            first = error.errors()[0]
+            reason = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+        except json.JSONDecodeError as error:
+            reason = str(error)
+        raise RunError(
+            f"preprocessing.json of the model is damaged or of another version of raynn ({reason}); "
+            "restore the file, or train again"
+        )
+
+    def encode(self, table: pa.Table, row_ids: Integers | None = None, with_target: bool = False) -> pa.Table:
+        """Cleaned rows as numbers: those columns of `numeric` float32[F], `categorical` int64[C],
+        `image` uint8[C*H*W], `sequence` float32[T*C], `target` (int64 class index, or float32 standardized)
+        and `row` int64 that there are. Equal bits whether a table is encoded whole or in pieces.
+
+        DataError when a column is missing, or a target's label was not among the training rows.
+        """
+        self._check_columns(table, with_target)
+        columns: dict[str, pa.Array | pa.ChunkedArray] = {}
+        if self._num_numeric:
+            columns["numeric"] = _fixed_size_list(self._encode_numbers(table))
+        codes = [e(table[s.name]) for s, e in self._pairs() if isinstance(e, CategoricalEncoding)]
+        if codes:
+            columns["categorical"] = _fixed_size_list(np.stack(codes, axis=1))
+        for spec, encoding in self._pairs():
+            if isinstance(encoding, ImageEncoding):
+                column = table[spec.name]
+                columns["image"] = _fixed_size_list(matrix(column)) if column.null_count else column
+            if isinstance(encoding, SequenceEncoding):
+                columns["sequence"] = _fixed_size_list(encoding(table[spec.name]))
+        if with_target:
+            columns["target"] = pa.array(self._encode_target(table[self.target.name]))
+        if row_ids is not None:
+            columns["row"] = pa.array(np.asarray(row_ids, np.int64))
+        return pa.table(columns)
+
+    def decode_target(self, values: npt.NDArray[Any]) -> pa.Array:
+        """Class indices [N] as the original labels, or standardized values [N] in the target's own unit."""
+        return self.target_encoding.decode(values)
+
+    @property
+    def input_spec(self) -> InputSpec:
+        """What the network must know."""
+        fields: dict[str, Any] = {}
+        bins: list[tuple[float, ...]] = []
+        cardinalities = []
+        for spec, encoding in self._pairs():
+            if isinstance(encoding, NumericEncoding | DateEncoding):
+                bins += [encoding.bins, *[()] * encoding.num_cycles]
+            elif isinstance(encoding, CategoricalEncoding):
+                cardinalities.append(len(encoding.categories) + 1)
+            elif isinstance(encoding, ImageEncoding):
+                fields |= {"image_CHW": spec.shape, "image_mean": encoding.mean, "image_std": encoding.std}
+            else:
+                fields["sequence_TC"] = spec.shape
+        if isinstance(self.target_encoding, ValueEncoding):
+            fields |= {"target_mean": self.target_encoding.mean, "target_std": self.target_encoding.std}
+        else:
+            labels = self.target_encoding.labels
+            fields |= {"num_outputs": len(labels), "classes": labels}
+        return InputSpec(
+            num_numeric=self._num_numeric,
+            cardinalities=tuple(cardinalities),
+            quantile_bins=(*bins, *[()] * (self._num_numeric - len(bins))),
+            task=self.task,
+            **fields,
+        )
+
+    def _pairs(self) -> list[tuple[ColumnSpec, Encoding]]:
+        return list(zip(self.features, self.encodings, strict=True))
+
+    def _number_encodings(self) -> list[NumericEncoding | DateEncoding]:
+        return [e for e in self.encodings if isinstance(e, NumericEncoding | DateEncoding)]
+
+    @property
+    def _num_numeric(self) -> int:
+        return sum(1 + e.num_cycles + e.indicator for e in self._number_encodings())
+
+    def _encode_numbers(self, table: pa.Table) -> npt.NDArray[np.float32]:
+        """[N, F]: values and date cycles in the order of the features, then the indicators in the same
+        order."""
+        out_NF = np.empty((table.num_rows, self._num_numeric), np.float32)
+        first_indicator = self._num_numeric - sum(e.indicator for e in self._number_encodings())
+        for start in range(0, table.num_rows, BLOCK_ROWS):
+            block = table.slice(start, BLOCK_ROWS)
+            out_BF = out_NF[start : start + BLOCK_ROWS]
+            place, indicator_place = 0, first_indicator
+            for spec, encoding in self._pairs():
+                if not isinstance(encoding, NumericEncoding | DateEncoding):
+                    continue
+                for values in encoding(block[spec.name]):
+                    missing = np.isnan(values)
+                    values[missing] = 0.0
+                    out_BF[:, place] = values
+                    place += 1
+                if encoding.indicator:
+                    out_BF[:, indicator_place] = missing
+                    indicator_place += 1
+        return out_NF
+
+    def _encode_target(self, column: pa.ChunkedArray) -> npt.NDArray[Any]:
+        if column.null_count:
+            raise DataError(
+                f"target {self.target.name!r} is missing in {column.null_count} of {len(column)} rows; "
+                "fill it in, or drop these rows"
+            )
+        return self.target_encoding(column, self.target.name)
+
+    def _check_columns(self, table: pa.Table, with_target: bool) -> None:
+        present = table.column_names
+        missing = [spec.name for spec in self.features if spec.name not in present]
+        if missing:
+            noun = "column" if len(missing) == 1 else "columns"
+            verb = "is" if len(missing) == 1 else "are"
+            raise DataError(
+                f"{noun} {shown(missing)}, on which the model was trained, {verb} missing from the data, "
+                f"which have {shown(present)}.{did_you_mean(missing[0], present)} Add or rename the {noun}; "
+                "a value that is not known may be left empty"
+            )
+        if with_target and self.target.name not in present:
+            raise DataError(
+                f"target {self.target.name!r} is missing from the data, which have {shown(present)}."
+                f"{did_you_mean(self.target.name, present)} Metrics need it; `raynn predict` does not"
+            )
+
+
+def fit(
+    summaries: Iterable[Summary],
+    features: Sequence[ColumnSpec],
+    target: ColumnSpec,
+    task: Task,
+    settings: DataSettings,
+) -> Preprocessing:
+    """Preprocessing of the training rows that `summaries` describe, in the order of their fragments.
+
+    DataError when there are no rows, no features, two image or two sequence columns, one class, or a target
+    or column that cannot be scaled.
+    """
+    used = tuple(spec for spec in features if spec.kind != "ignore")
+    _check_features(used)
+    whole = merge(summaries)
+    if not whole.rows:
+        raise DataError("data.train has no rows to train on; check the path, and the files' contents")
+    fit_target = fit_classes if task == "classification" else fit_value
+    target_encoding = fit_target(whole.target, target.name)
+    encodings: list[Encoding] = []
+    sampled = iter(whole.sample.values_NQ.T)
+    for spec, summary in zip(used, whole.columns, strict=True):
+        if isinstance(summary, NumericSummary):
+            encodings.append(fit_number(summary, spec, next(sampled), settings.scaling))
+        elif isinstance(summary, CategoricalSummary):
+            encodings.append(fit_categories(summary))
+        elif isinstance(summary, ImageSummary):
+            encodings.append(fit_images(summary))
+        else:
+            encodings.append(fit_sequences(summary, spec))
+    return Preprocessing(task, used, tuple(encodings), target, target_encoding)
+
+
+def arrays(table: pa.Table) -> dict[str, npt.NDArray[Any]]:
+    """An encoded table as arrays [N, width] and [N]: views where a column has one chunk."""
+    return {
+        name: matrix(table[name])
+        if pa.types.is_fixed_size_list(table.schema.field(name).type)
+        else table[name].to_numpy()
+        for name in table.column_names
+    }
+
+
+def _check_features(features: Sequence[ColumnSpec]) -> None:
+    if not features:
+        raise DataError(
+            "data.features leaves no column to learn from: all are ignored, or there is only the target; "
+            "name some in `data.features`, or override their kind in `data.columns`"
+        )
+    for kind in ("image", "sequence"):
+        names = [spec.name for spec in features if spec.kind == kind]
+        if len(names) > 1:
+            raise DataError(
+                f"columns {shown(names)} are {len(names)} {kind} columns, and networks take one; "
+                f"set `data.columns: {{{names[1]}: ignore}}`"
+            )
+
+
+def _fixed_size_list(x_NV: npt.NDArray[Any]) -> pa.FixedSizeListArray:
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(x_NV).reshape(-1)), x_NV.shape[1])

@@ -1,0 +1,38 @@
+"""Random numbers as a function of (seed, epoch, row, place): counter-based, so that they do not depend on how rows are
+dealt to workers, need no state in a checkpoint, and are the same on resume.
+
+Shapes: B rows of a batch, N random numbers a row.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raynn.hashing import splitmix64
+
+
+def row_keys(seed: int, epoch: int, rows: NDArray[np.int64]) -> NDArray[np.int32]:
+    """One 32-bit key a row and epoch, shape of `rows`."""
+    counter = splitmix64(splitmix64(np.array([seed], np.uint64)) ^ np.uint64(epoch))
+    return (splitmix64(rows.astype(np.uint64) ^ counter) >> np.uint64(32)).astype(np.uint32).view(np.int32)
+
+
+def column_salts(place: int, num: int) -> Tensor:
+    """One fixed 32-bit number a column [N] for the place (a layer) that draws."""
+    counter = splitmix64(np.array([place + 1], np.uint64)) + np.arange(num, dtype=np.uint64)
+    return torch.from_numpy((splitmix64(counter) >> np.uint64(32)).astype(np.uint32).view(np.int32).copy())
+
+
+def random_bits(key_B: Tensor, salt_N: Tensor) -> Tensor:
+    """Uniform 31-bit integers [B, N] (int32, 0 .. 2**31 - 1) from keys and salts.
+
+    The mixer is the `lowbias32` hash (C. Wellons, "Prospecting for hash functions", 2018) on key xor salt; int32
+    products wrap as unsigned ones do, and the masks make arithmetic shifts logical.
+    """
+    x = key_B[:, None] ^ salt_N[None, :]
+    x = (x ^ ((x >> 16) & 0xFFFF)) * 0x7FEB352D
+    x = (x ^ ((x >> 15) & 0x1FFFF)) * -0x7B935975  # 0x846CA68B as a signed number
+    return (x ^ ((x >> 16) & 0xFFFF)) & 0x7FFFFFFF

@@ -1,0 +1,71 @@
+"""Every knob against overfitting, in one table for all networks: the `regularization` section.
+
+Shapes: B rows of a batch, C channels, H features.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from raynn.randomness import column_salts, random_bits
+from raynn.settings import Settings
+
+Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class RegularizationSettings(Settings):
+    """What keeps the network from learning its training rows by heart. 0 turns a knob off."""
+
+    dropout: Annotated[Probability, Field(description="share of hidden units silenced, a row at a time")] = 0.0
+    input_dropout: Annotated[Probability, Field(description="share of inputs silenced, a row at a time")] = 0.0
+    weight_decay: Annotated[
+        float, Field(ge=0.0, description="decoupled decay of weight matrices; biases and norms exempt")
+    ] = 1e-4
+    label_smoothing: Annotated[Probability, Field(description="share of the target spread over all classes")] = 0.0
+    gradient_clip_norm: Annotated[
+        float | None, Field(gt=0.0, description="largest Euclidean norm of the whole gradient")
+    ] = None
+
+
+class Dropout(nn.Module):
+    """Silences features with probability p and scales the rest by 1 / (1 - p) (Srivastava et al. 2014, section 4).
+
+    Which ones is a function of the row's key and of this layer's place, not of a generator's state: the same for any
+    number of workers and after a resume. On a map [B, C, ...] whole channels are silenced (Tompson et al. 2015).
+    """
+
+    salt_H: Tensor
+
+    def __init__(self, p: float, num_features: int, place: int) -> None:
+        super().__init__()
+        self.p = p
+        self.register_buffer("salt_H", column_salts(place, num_features), persistent=False)
+
+    def forward(self, x: Tensor, key_B: Tensor | None) -> Tensor:
+        """`x` [B, H] or [B, C, ...]; without keys, or in evaluation, the identity."""
+        if self.p == 0.0 or not self.training or key_B is None:
+            return x
+        keep_BH = random_bits(key_B, self.salt_H) >= int(self.p * 2**31)
+        scale_BH = keep_BH.to(x.dtype).mul_(1.0 / (1.0 - self.p))
+        return x * scale_BH.reshape(*scale_BH.shape, *([1] * (x.dim() - 2)))
+
+
+def decayed_and_exempt(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The parameters that weight decay shrinks (matrices, kernels), and the rest (biases, norms, embeddings)."""
+    decayed: list[nn.Parameter] = []
+    exempt: list[nn.Parameter] = []
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            shrinks = parameter.dim() >= 2 and name == "weight" and not isinstance(module, nn.Embedding)
+            (decayed if shrinks else exempt).append(parameter)
+    return decayed, exempt
+
+
+def clip_gradient_norm(model: nn.Module, max_norm: float | None) -> None:
+    """Scales the whole gradient down to `max_norm` (Pascanu et al. 2013, algorithm 1); None leaves it alone."""
+    if max_norm is not None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)

@@ -1,0 +1,225 @@
+"""One job, trained: in this process, or by Ray Train's workers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from raynn.checkpoint import load_newest
+from raynn.cluster import cluster
+from raynn.errors import JobError, RaynnError, ResourceError, RunError, TrainingError, did_you_mean
+from raynn.folder import check_storage, claim, environment, newest, write_bad_rows, write_json
+from raynn.job import Job, differences
+from raynn.networks import NETWORKS
+from raynn.objectives import QUANTITIES
+from raynn.preparation import Driver, LocalDriver, Prepared, Understood, located, prepare, split_summary, understand
+from raynn.progress import ProgressLine
+from raynn.training import Assignment, run_training
+
+CONTROLLER_FAILURE_LIMIT = 3
+
+
+def train(job: Job, folder: Path | None = None, *, quiet: bool = True, started_at: float | None = None) -> Path:
+    """Trains a job to the end and returns its run folder.
+
+    Args:
+        job: what to train. With `resume` the newest run of its name is continued.
+        folder: where relative sources are looked for besides the current folder; the job file's own.
+        quiet: no progress line, no word on standard error.
+        started_at: Unix time [s] that `seconds_to_first_step` counts from; now by default.
+
+    Raises:
+        UserError: the job, its data or its resources need mending.
+        TrainingError: training failed; result.json of the run says how.
+    """
+    started_at = started_at or time.time()
+    storage = check_storage(job.storage)
+    job = job.model_copy(update={"data": located(job.data, folder or Path())})
+    resumed = _resumed_run(job, storage) if job.resume else None
+    understood = understand(job.data, folder or Path())
+    if not uses_ray(job):
+        return _train(job, understood, LocalDriver(), _run_here, resumed or storage, started_at, quiet)
+    with cluster(job.resources.workers * (job.resources.cpus_per_worker or 1)):
+        from raynn.data import RayDriver
+
+        return _train(job, understood, RayDriver(), _run_on_ray, resumed or storage, started_at, quiet)
+
+
+def _train(
+    job: Job,
+    understood: Understood,
+    driver: Driver,
+    run_training_on: Callable[[Assignment, Prepared], None],
+    place: Path,
+    started_at: float,
+    quiet: bool,
+) -> Path:
+    """Prepares the data, claims the run folder (or continues in `place`, if that is one) and trains."""
+    prepared = prepare(understood, job.task, job.optimization.seed, driver)
+    job = checked(job.model_copy(update={"task": prepared.task}), prepared)
+    run = place if job.resume else claim(place, job.name)
+    if not quiet:
+        _say(f"{split_summary(prepared)}; {prepared.task}: {prepared.task_reason}")
+        _say(f"run folder {run}")
+    shutil.rmtree(run / "scratch", ignore_errors=True)  # of a driver that was killed
+    _describe(run, job, prepared)
+    assignment = Assignment(job.model_dump_json(), prepared.preprocessing.to_json(), str(run), started_at)
+    try:
+        with ProgressLine(run, quiet=quiet):
+            run_training_on(assignment, prepared)
+    except RaynnError as error:
+        write_json(run / "result.json", _failed(run, str(error)))
+        raise
+    finally:
+        shutil.rmtree(run / "scratch", ignore_errors=True)
+    return run
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+def uses_ray(job: Job) -> bool:
+    """Whether Ray trains this job: several workers, a cluster's address in the environment, or as asked."""
+    if job.resources.driver == "auto":
+        return job.resources.workers > 1 or bool(os.environ.get("RAY_ADDRESS"))
+    if job.resources.driver == "local" and job.resources.workers > 1:
+        raise ResourceError(
+            f"resources.driver = 'local' trains one worker in this process, and resources.workers = "
+            f"{job.resources.workers}; set resources.workers=1, or resources.driver=ray"
+        )
+    return job.resources.driver == "ray"
+
+
+def checked(job: Job, prepared: Prepared) -> Job:
+    """The job itself, if its network, metric and precision can be had for these data.
+
+    Raises:
+        JobError: they cannot.
+    """
+    network = NETWORKS[job.network.kind]
+    kinds = {spec.kind for spec in prepared.preprocessing.features}
+    if not kinds & {"image", "sequence"} and network.inputs[0] == "image":
+        raise JobError(
+            f"network.kind = {job.network.kind!r} needs an image or a sequence column, and the features are "
+            f"{', '.join(sorted(kinds))}; use network.kind: feedforward, or declare a column's kind in data.columns"
+        )
+    known = [f"{split}/{quantity}" for split in ("train", "val") for quantity in QUANTITIES[prepared.task]]
+    recorded = [k for k in known if k == "train/loss" or k.startswith("val/")]
+    if prepared.task == "classification" and prepared.preprocessing.input_spec.num_outputs != 2:
+        recorded.remove("val/auroc")
+    monitor = job.early_stopping.monitor
+    if monitor not in recorded:
+        raise JobError(
+            f"early_stopping.monitor = {monitor!r} is not recorded by this {prepared.task} job."
+            f"{did_you_mean(monitor, recorded)} Recorded: {', '.join(recorded)}"
+        )
+    if prepared.task == "regression" and job.regularization.label_smoothing:
+        raise JobError(
+            f"regularization.label_smoothing = {job.regularization.label_smoothing:g} has no meaning for regression; "
+            "set it to 0"
+        )
+    return job
+
+
+def _resumed_run(job: Job, storage: Path) -> Path:
+    """The run folder to continue.
+
+    Raises:
+        RunError: there is none, it has ended, or the job has changed in what decides the result.
+    """
+    run = newest(storage, job.name)
+    if not (run / "job.yaml").exists():
+        return run
+    before = Job.load(run / "job.yaml")
+    now = job.model_copy(update={"task": job.task or before.task})
+    if before.fingerprint() != now.fingerprint():
+        changed = [line for line in differences(before, now) if not line.startswith(("resume", "resources", "name"))]
+        raise RunError(
+            f"resume = true, but the job differs from the one that {run} was started with:\n  "
+            + "\n  ".join(changed)
+            + "\nundo the change, or run without resume=true to start a new run"
+        )
+    ended = run / "result.json"
+    if ended.exists() and '"failed"' not in ended.read_text():
+        raise RunError(f"{run} has ended: nothing to resume; `raynn predict {run} DATA --out FILE.parquet` uses it")
+    return run
+
+
+def _describe(run: Path, job: Job, prepared: Prepared) -> None:
+    """What the run folder holds before the first step."""
+    (run / "job.yaml").write_text(job.to_yaml())
+    write_json(run / "environment.json", environment(job.optimization.seed))
+    write_bad_rows(run / "bad_rows.jsonl", prepared.bad_rows)
+
+
+def _failed(run: Path, reason: str) -> dict[str, Any]:
+    saved, _ = load_newest(run / "checkpoints")
+    history = saved["history"] if saved else []
+    metrics = {key: value for key, value in history[-1].items() if "/" in key} if history else {}
+    return {"name": run.name, "status": "failed", "stop_reason": reason, "epochs": len(history), "metrics": metrics}
+
+
+def _run_here(assignment: Assignment, prepared: Prepared) -> None:
+    """Local single-node mode: one worker in this process, Ray is not even imported."""
+    import torch
+
+    from raynn.collectives import Workers
+    from raynn.placement import place_shards
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    workers = Workers(device=device)
+    scratch = Path(assignment.folder) / "scratch"
+    shards = place_shards(prepared.encoded, lambda table: table, assignment.job, workers, 1, scratch)
+    for _ in run_training(assignment, shards, workers):
+        pass
+
+
+def _run_on_ray(assignment: Assignment, prepared: Prepared) -> None:
+    """Ray Train: a group of workers, restarted from the newest checkpoint up to `max_failures` times."""
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import FailureConfig, RunConfig
+
+    from raynn.data import our_own
+    from raynn.worker import train_worker
+
+    job = assignment.job
+    resources = job.resources
+    cpus, gpus = resources.cpus_per_worker or 1, resources.gpus_per_worker
+    available = ray.cluster_resources()
+    if gpus == "auto":
+        gpus = 1.0 if available.get("GPU", 0) >= resources.workers else 0.0
+    for name, wanted in (("CPU", cpus * resources.workers), ("GPU", gpus * resources.workers)):
+        if wanted > available.get(name, 0):
+            raise ResourceError(
+                f"resources.workers = {resources.workers} asks for {wanted:g} {name}s and the cluster has "
+                f"{available.get(name, 0):g}; use fewer workers, or a larger cluster"
+            )
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"assignment": assignment, "encoded": prepared.encoded},
+        torch_config=TorchConfig(timeout_s=int(resources.timeout_s)),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=resources.workers, use_gpu=gpus > 0, resources_per_worker={"CPU": cpus, "GPU": gpus}
+        ),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=str(Path(assignment.folder) / "scratch"),
+            failure_config=FailureConfig(
+                max_failures=resources.max_failures, controller_failure_limit=CONTROLLER_FAILURE_LIMIT
+            ),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    try:
+        error = trainer.fit().return_value
+    except ray.train.TrainingFailedError as failure:
+        raise our_own(failure) or TrainingError(f"the workers failed: {failure}") from failure
+    if error is not None:
+        raise error

@@ -1,0 +1,166 @@
+"""One run on one worker, whoever started it: build, resume, train, keep checkpoints, test once, leave the model.
+
+In this process, in a Ray Train worker and in a Tune trial it is the same generator.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from raynn.batches import Shard, TrainingShard
+from raynn.checkpoint import load_newest, save_checkpoint
+from raynn.collectives import Workers
+from raynn.errors import TrainingError
+from raynn.folder import write_json
+from raynn.job import Job
+from raynn.loop import Record, TrainingState, evaluate_shard, train_epochs
+from raynn.networks import NETWORKS
+from raynn.objectives import with_split
+from raynn.preprocessing import Preprocessing
+from raynn.progress import ProgressWriter
+from raynn.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What every worker of a run is told: plain values, sent from the driver."""
+
+    job_json: str
+    preprocessing_json: str
+    folder: str
+    started_at: float  # Unix time of the command, s
+
+    @property
+    def job(self) -> Job:
+        """The job, its task resolved."""
+        return Job.model_validate_json(self.job_json)
+
+
+@dataclass(frozen=True)
+class Shards:
+    """A worker's rows of each split; `test` is None where the job has no test set."""
+
+    train: TrainingShard
+    validation: Shard
+    test: Shard | None
+
+
+def build_model(job: Job, preprocessing: Preprocessing) -> torch.nn.Module:
+    """The network of a job, its initial weights a function of the seed."""
+    torch.manual_seed(job.optimization.seed)
+    network = NETWORKS[job.network.kind]
+    return network.build(job.network, preprocessing.input_spec, job.regularization)
+
+
+def run_training(assignment: Assignment, shards: Shards, workers: Workers) -> Iterator[Record]:
+    """Trains to the end, from the newest whole checkpoint if there is one; yields each epoch's record once it is saved.
+
+    The first worker alone writes into the run folder. At the end: best weights, test metrics, model/, result.json.
+
+    Raises:
+        TrainingError: a loss that is not finite; the message names the last good checkpoint.
+    """
+    job, folder = assignment.job, Path(assignment.folder)
+    preprocessing = Preprocessing.from_json(assignment.preprocessing_json)
+    inputs = preprocessing.input_spec
+    model = build_model(job, preprocessing).to(workers.device)
+    state = TrainingState.fresh(job, model)
+    saved, _ = load_newest(folder / "checkpoints")
+    if saved is not None:
+        state.restore(saved)
+    writes = workers.rank == 0
+    tracker = Tracker(folder, state.history, job.tracking, job.model_dump(mode="json")) if writes else None
+    clock = _Clock(time.perf_counter(), len(state.history))
+    progress = ProgressWriter(folder, lambda: _progress(job, state, shards.train, clock)) if writes else None
+    if progress:
+        progress.__enter__()
+    try:
+        for record in train_epochs(job, inputs, state, shards.train, shards.validation, workers):
+            if tracker:
+                save_checkpoint(folder / "checkpoints", len(state.history), state.to_dict())
+                tracker.write(record)
+            yield record
+        model.load_state_dict(state.best_weights)
+        test = evaluate_shard(job, inputs, model, shards.test, workers) if shards.test is not None else {}
+    except TrainingError as error:
+        good = sorted((folder / "checkpoints").glob("epoch-*"))
+        hint = f"; the last good checkpoint is {good[-1]}" if good else ""
+        raise TrainingError(f"{error}{hint}") from None
+    finally:
+        if progress:
+            progress.__exit__(None, None, None)
+    if tracker:
+        result = _result(assignment, state, with_split("test", test), workers, model)
+        _save_model(folder / "model", assignment, model)
+        write_json(folder / "result.json", result)
+        tracker.finish(result["metrics"])
+
+
+@dataclass(frozen=True)
+class _Clock:
+    started: float  # perf_counter, s
+    epochs_before: int
+
+
+def _progress(job: Job, state: TrainingState, train: TrainingShard, clock: _Clock) -> dict[str, Any]:
+    """What the progress line shows."""
+    steps = train.lanes.steps_per_epoch
+    last = state.history[-1] if state.history else {}
+    monitor = job.early_stopping.monitor
+    within = state.step_of_epoch if state.step_of_epoch < steps else 0
+    return {
+        "epochs_done": len(state.history),
+        "max_epochs": job.optimization.max_epochs,
+        "step": within,
+        "steps_per_epoch": steps,
+        "steps_before": clock.epochs_before * steps,
+        "training_s": time.perf_counter() - clock.started,
+        "metrics": {
+            key: last[key] for key in dict.fromkeys(["train/loss", "val/loss", "val/accuracy", monitor]) if key in last
+        },
+        "examples_per_second": last.get("examples_per_second"),
+    }
+
+
+def _result(
+    assignment: Assignment, state: TrainingState, test: Record, workers: Workers, model: torch.nn.Module
+) -> dict[str, Any]:
+    """result.json of the contract."""
+    decision = state.decision
+    assert decision is not None
+    best = state.history[decision.best_epoch - 1]
+    seconds = time.time() - assignment.started_at
+    speeds = [record["examples_per_second"] for record in state.history]
+    # the first epoch holds the first step, which pays for warming up; with one epoch there is no other
+    steady = speeds[1:] or speeds
+    first_step = state.first_step_at - assignment.started_at if state.first_step_at else None
+    return {
+        "name": Path(assignment.folder).name,
+        "status": "stopped_early" if decision.stop else "finished",
+        "stop_reason": decision.reason or f"max_epochs = {assignment.job.optimization.max_epochs} reached",
+        "best_epoch": decision.best_epoch,
+        "epochs": len(state.history),
+        "metrics": {key: value for key, value in best.items() if "/" in key} | test,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "workers": workers.count,
+        "seconds": round(seconds, 3),
+        "seconds_to_first_step": round(first_step, 3) if first_step else None,
+        "examples_per_second": round(len(steady) / sum(1 / speed for speed in steady), 1),
+        "model": "model",
+    }
+
+
+def _save_model(folder: Path, assignment: Assignment, model: torch.nn.Module) -> None:
+    """All that predict needs: weights, preprocessing, job. No pickle."""
+    folder.mkdir(exist_ok=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, folder / "weights.safetensors")
+    (folder / "preprocessing.json").write_text(assignment.preprocessing_json)
+    (folder / "job.yaml").write_text(assignment.job.to_yaml())
