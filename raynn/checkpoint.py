@@ -24,6 +24,7 @@ _TENSOR = "__tensor__"
 def _flattened(tree: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     """`tree` as JSON, its tensors moved into `tensors` under their path."""
     if isinstance(tree, Tensor):
+        assert path not in tensors, f"two tensors are called {path}"
         tensors[path] = tree.detach().cpu().contiguous()
         return {_TENSOR: path}
     if isinstance(tree, dict):

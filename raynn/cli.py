@@ -23,7 +23,7 @@ Answer = dict[str, Any]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
-    options = _parser().parse_args(arguments)
+    options = _parsed(arguments)
     command: Callable[[argparse.Namespace], tuple[Answer, str]] = options.command
     try:
         answer, text = command(options)
@@ -36,6 +36,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     _answer(json.dumps(answer) if options.json else text)
     return 0
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options; overrides `dotted.key=value` may stand before or after them."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if hasattr(options, "overrides") and all("=" in text and not text.startswith("-") for text in rest):
+        options.overrides += rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options
 
 
 def _answer(text: str) -> None:

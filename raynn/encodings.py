@@ -45,9 +45,7 @@ Label = bool | int | float | str
 MAX_DEVIATIONS = 1e6
 MAX_NORMAL = 5.2  # the normal quantile of 1 - 1e-7, as in scikit-learn's QuantileTransformer
 NUM_QUANTILES = 1001
-NUM_BINS = (
-    48  # the default of `compute_bins` of Gorishniy et al. 2022, "On embeddings for numerical features"
-)
+NUM_BINS = 48  # as `compute_bins` of Gorishniy et al. 2022, "On embeddings for numerical features"
 RARE_CATEGORIES = 50
 SHOWN = 5
 
@@ -266,9 +264,8 @@ def fit_categories(summary: CategoricalSummary) -> CategoricalEncoding:
     kept: list[str | None] = list(counts)
     if len(kept) > RARE_CATEGORIES:
         kept = [name for name in kept if counts[name] > 1]
-    return CategoricalEncoding(
-        tuple(sorted(kept, key=lambda name: (-counts[name], name is None, name or "")))
-    )
+    kept.sort(key=lambda name: (-counts[name], name is None, name or ""))
+    return CategoricalEncoding(tuple(kept))
 
 
 def fit_images(summary: ImageSummary) -> ImageEncoding:

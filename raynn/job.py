@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, JsonValue
 from raynn.jobfile import Document, dump
 from raynn.networks import NETWORKS, NetworkSettings, defaults_for
 from raynn.optimization import OptimizationSettings
-from raynn.problems import Problem, problems_in, show, split
+from raynn.problems import Problem, dotted, problems_in, show, split
 from raynn.regularization import RegularizationSettings
 from raynn.resources import ResourcesSettings
 from raynn.search import (
@@ -117,8 +117,8 @@ class Job(Settings):
             raise document.error(problems)
         job = cls.model_validate_json(json.dumps(tree))
         resolved = job.model_dump(mode="json")
-        for dotted_path, message in cross_check(job):
-            path = split(cls, dotted_path)
+        for name, message in cross_check(job):
+            path = split(cls, name)
             problems.append(Problem(path, "cross_check", message, _value_at(resolved, path)))
         if problems or document.complaints:
             raise document.error(problems)
@@ -147,23 +147,26 @@ def differences(a: Job, b: Job) -> list[str]:
 
 def cross_check(job: Job) -> list[tuple[str, str]]:
     """What does not fit together although each value is valid: (dotted path, message) of each problem."""
-    return [*_relations(job), *_search_problems(job)]
+    return [*((path, message) for path, message, _ in _relations(job)), *_search_problems(job)]
 
 
-def _relations(job: Job) -> Iterator[tuple[str, str]]:
+def _relations(job: Job) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """What does not fit together outside of `search`: path, message, and the other paths that have a part in it."""
     if message := metric_problem(job.early_stopping.monitor, job.task):
-        yield "early_stopping.monitor", message
+        yield "early_stopping.monitor", message, ("task",)
     tasks = NETWORKS[job.network.kind].tasks
     if job.task is not None and job.task not in tasks:
-        yield "task", f"a network of kind {job.network.kind!r} is for {' and '.join(tasks)}"
+        yield "task", f"a network of kind {job.network.kind!r} is for {' and '.join(tasks)}", ("network.kind",)
     for key, series_tasks in SERIES_TASKS.items():
         if getattr(job.data, key) is not None and job.task not in (None, *series_tasks):
-            yield f"data.{key}", f"only for {' and '.join(series_tasks)}, and task is {job.task!r}: remove it"
+            message = f"only for {' and '.join(series_tasks)}, and task is {job.task!r}: remove it"
+            yield f"data.{key}", message, ("task",)
     rows, pieces = job.optimization.global_batch_size, job.optimization.accumulate
     if rows % pieces:
         divisors = [n for n in range(1, rows + 1) if rows % n == 0]
         nearest = min(divisors, key=lambda n: abs(n - pieces))
-        yield "optimization.accumulate", f"must divide global_batch_size = {rows}, as {nearest} does"
+        message = f"must divide global_batch_size = {rows}, as {nearest} does"
+        yield "optimization.accumulate", message, ("optimization.global_batch_size",)
     if pieces > 1 and getattr(job.network, "normalization", None) == "batch":
         choices = get_args(type(job.network).model_fields["normalization"].annotation)
         others = " or ".join(repr(choice) for choice in choices if choice not in ("none", "batch"))
@@ -171,6 +174,7 @@ def _relations(job: Job) -> Iterator[tuple[str, str]]:
             "optimization.accumulate",
             "must be 1 with network.normalization = 'batch', whose statistics are of the whole global batch: "
             f"set network.normalization to {others}",
+            ("network.normalization",),
         )
 
 
@@ -233,22 +237,21 @@ def _misfits(job: Job, name: str, distribution: DistributionSettings) -> Iterato
 
 
 def _problems_with(job: Job, name: str, value: JsonValue) -> list[Problem]:
-    """The problems that `value` at `name` brings, but for those with another setting that is searched too."""
+    """The problems that `value` at `name` brings, but for those in which another searched setting has a part."""
     assert job.search is not None
     path = split(Job, name)
+    others = [other for other in job.search.space if other != name]
     tree = job.model_dump(mode="json", exclude={"search"})
     _value_at(tree, path[:-1])[path[-1]] = value
     problems = problems_in(Job, tree)
-    if not problems:
-        before = set(_relations(job))
-        after = _relations(Job.model_validate_json(json.dumps(tree)))
-        problems = [
-            Problem(split(Job, where), "cross_check", message, _value_at(tree, split(Job, where)))
-            for where, message in after
-            if (where, message) not in before
-        ]
-    others = {split(Job, other) for other in job.search.space} - {path}
-    return [problem for problem in problems if problem.path not in others]
+    if problems:
+        return [p for p in problems if not any(_within(other, dotted(p.path)) for other in others)]
+    before = set(_relations(job))
+    return [
+        Problem(split(Job, where), "cross_check", message, _value_at(tree, split(Job, where)))
+        for where, message, also in _relations(Job.model_validate_json(json.dumps(tree)))
+        if (where, message, also) not in before and not {where, *also} & set(others)
+    ]
 
 
 def _with_tuned_defaults(tree: dict[str, JsonValue]) -> dict[str, JsonValue]:

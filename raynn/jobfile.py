@@ -218,6 +218,7 @@ class Document:
             )
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
+            assert mark is not None
             self.complaints.append((place(mark.line, mark.column), _syntax(error)))
         return None
 
@@ -280,11 +281,11 @@ class Document:
 
 
 def _text_of(path: Path) -> str:
-    """The text of a UTF-8 file, with or without a byte order mark."""
+    """The text of a UTF-8 file; PyYAML passes over a byte order mark."""
     if path.is_dir():
         raise JobError(f"{path}: is a folder, not a job file.{_job_files(path, '')}")
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes().decode("utf-8")
     except FileNotFoundError:
         folder = path.parent
         if not folder.is_dir():

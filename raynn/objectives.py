@@ -64,7 +64,7 @@ class Evaluation:
             cell_B = target_B * num_classes + outputs_BK.argmax(1)
             self.confusion_KK += torch.bincount(cell_B, minlength=num_classes**2)
             if num_classes == 2:
-                margin_B = (outputs_BK[:, 1] - outputs_BK[:, 0]).double()
+                margin_B = outputs_BK[:, 1].double() - outputs_BK[:, 0].double()
                 self.scores.append(torch.stack([margin_B, target_B.double()], dim=1))
             self.sums[:2] += torch.stack([loss_B.sum(), loss_B.new_tensor(len(loss_B))])
         else:
@@ -95,12 +95,13 @@ class Evaluation:
             return {name: float(value) for name, value in metrics.items()}
         square, absolute, total, total_square = sums[2:]
         spread = total_square - total**2 / rows
+        varies = spread > 1e-12 * total_square  # what a constant target leaves is the sums' rounding
         std = self.inputs.target_std
         return {
             "loss": loss,
             "rmse": math.sqrt(square / rows) * std,
             "mae": absolute / rows * std,
-            "r2": 1.0 - square / spread if spread > 0 else math.nan,
+            "r2": 1.0 - square / spread if varies else math.nan,
             "mse_standardized": square / rows,
             "mae_standardized": absolute / rows,
         }

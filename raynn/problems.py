@@ -87,7 +87,7 @@ def problems_in(annotation: Any, value: JsonValue, at: Path = (), root: Any = No
         for details in error.errors(include_url=False):
             path, problems = _locate(dict(details), annotation, value, at, root)
             # A union has one error for each of its members: all explained by the first.
-            found.setdefault(path, problems)
+            found.setdefault(path, problems or [Problem(path, details["type"], details["msg"], value)])
         return [problem for problems in found.values() for problem in problems]
     return []
 
@@ -148,7 +148,9 @@ def _describe_one(annotation: Any) -> str:
         choices = ", ".join(show(choice) for choice in arguments)
         return choices if len(arguments) == 1 else f"one of {choices}"
     if get_origin(bare) is tuple:
-        plural = {int: "integers", float: "numbers", str: "text"}.get(_without_metadata(arguments[0]), "values")
+        items = {_without_metadata(item) for item in arguments if item is not ...}
+        plurals = ((int, "integers"), (float, "numbers"), (str, "text"))
+        plural = next((plural for item, plural in plurals if items == {item}), "values")
         return f"a list of {plural}" if arguments[-1] is ... else f"a list of {len(arguments)} {plural}"
     words = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
     return words.get(bare, "a section" if is_section(bare) or get_origin(bare) is dict else "a value")
@@ -156,6 +158,15 @@ def _describe_one(annotation: Any) -> str:
 
 def _without_metadata(annotation: Any) -> Any:
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+
+
+def _without_none(annotation: Any) -> Any:
+    """`X` of `X | None`, so that the metadata of X can be seen; any other type as it is."""
+    bare = _without_metadata(annotation)
+    if get_origin(bare) in (Union, types.UnionType):
+        rest = [member for member in get_args(bare) if member is not type(None)]
+        return _without_none(rest[0]) if len(rest) == 1 else annotation
+    return annotation
 
 
 def _field_type(field: FieldInfo) -> Any:
@@ -202,6 +213,7 @@ def _locate(
     steps = list(details["loc"])
     owner = annotation
     while True:
+        annotation = _without_none(annotation)
         tag = _discriminator(annotation)
         members = members_of(annotation)
         if tag is not None and steps:
@@ -209,7 +221,7 @@ def _locate(
             members = tuple(m for m in members if chosen in get_args(fields_of(m)[tag]))
         elif tag is not None:
             return _tag_problem(details, members, tag, value, at)
-        elif len(members) > 1:
+        elif len(members) > 1 and steps:  # what remains is the name of a member; without it, the union's own check
             return at, _union_problems(members, value, at, root)
         annotation = members[0]
         if not steps:
@@ -301,6 +313,7 @@ def _unknown_key(owner: Any, name: str, root: Any) -> str:
 
 def _homes(annotation: Any, name: str, prefix: str = "") -> Iterator[str]:
     """Where in the file a key of this name would be valid."""
+    annotation = _without_none(annotation)
     tag = _discriminator(annotation)
     for member in members_of(annotation):
         for key, inner in fields_of(member).items():
@@ -327,10 +340,7 @@ def _message(kind: str, details: Mapping[str, Any], annotation: Any, value: Json
     if kind in ("model_type", "dict_type"):
         return _not_a_section(value)
     if kind in ("too_short", "too_long"):
-        fixed = get_args(_without_metadata(annotation))[-1] is not ...
-        least = f"must be {'a list of at least' if kind == 'too_short' else 'a list of at most'}"
-        limit = context.get("min_length", context.get("max_length"))
-        return f"must be {describe(annotation)}" if fixed else f"{least} {limit} value{'' if limit == 1 else 's'}"
+        return _wrong_length(context, annotation)
     if kind == "string_too_short":
         return "must not be empty"
     if kind == "finite_number":
@@ -340,6 +350,15 @@ def _message(kind: str, details: Mapping[str, Any], annotation: Any, value: Json
     if kind.endswith("_type") or kind == "int_from_float":
         return f"must be {describe(annotation)}{_remedy(annotation, value)}"
     return str(details["msg"])
+
+
+def _wrong_length(context: Mapping[str, Any], annotation: Any) -> str:
+    bare = _without_metadata(annotation)
+    if get_origin(bare) is tuple and get_args(bare)[-1] is not ...:
+        return f"must be {describe(annotation)}"
+    limit = context.get("min_length", context.get("max_length"))
+    item = "key" if get_origin(bare) is dict else "value"
+    return f"must have at {'least' if 'min_length' in context else 'most'} {limit} {item}{'' if limit == 1 else 's'}"
 
 
 def _remedy(annotation: Any, value: JsonValue) -> str:
@@ -365,7 +384,7 @@ def _remedy(annotation: Any, value: JsonValue) -> str:
 
 def _not_a_section(value: JsonValue) -> str:
     if value is None:
-        return "must be a section, not empty: indent its keys below it, or leave the section out"
+        return "must be a section, not empty: indent its keys below it (a section left out has its defaults)"
     if isinstance(value, list):
         return "must be a section of `key: value` lines, not a list"
     if isinstance(value, str) and ":" in value:

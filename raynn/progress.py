@@ -78,10 +78,12 @@ def eta_seconds(state: dict[str, Any]) -> float | None:
 
 def describe(state: dict[str, Any]) -> str:
     """The line: epoch, step, losses, rate, time left at most."""
-    parts = [
-        f"epoch {min(state['epochs_done'] + 1, state['max_epochs'])}/{state['max_epochs']}",
-        f"step {state['step']}/{state['steps_per_epoch']}",
-    ]
+    parts = [f"epoch {state['epochs_done']}/{state['max_epochs']}"]
+    if state["step"]:
+        parts = [
+            f"epoch {state['epochs_done'] + 1}/{state['max_epochs']}",
+            f"step {state['step']}/{state['steps_per_epoch']}",
+        ]
     parts += [f"{key} {value:.4g}" for key, value in state["metrics"].items()]
     if state["examples_per_second"]:
         parts.append(f"{state['examples_per_second']:,.0f} examples/s")

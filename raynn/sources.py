@@ -215,8 +215,8 @@ def _find_files(entry: str, base: Path) -> tuple[str, list[tuple[str, list[str]]
         if groups:
             return url, groups
         raise DataError(f"{entry}: nothing there; look at the address and at what its folder holds")
-    folders = list(dict.fromkeys([os.getcwd(), os.path.abspath(base)]))
-    paths = [os.path.normpath(os.path.join(folder, os.path.expanduser(entry))) for folder in folders]
+    wanted = os.path.expanduser(entry)
+    paths = list(dict.fromkeys(os.path.abspath(os.path.join(folder, wanted)) for folder in (os.getcwd(), base)))
     for path in paths:
         folder, pattern = (path, "") if os.path.exists(path) else _split_glob(path, r"[*?\[]")
         if groups := _expand(open_file_system("")[0], folder.rstrip("/"), pattern):
@@ -429,7 +429,7 @@ def _read_header(fragment: Fragment) -> tuple[list[str], str]:
 
 def _read_json_lines(fragment: Fragment, columns: Sequence[str] | None, limit: int | None) -> _Rows:
     with _open_text(fragment, limit) as stream:
-        data = stream.read().removeprefix(b"\xef\xbb\xbf")
+        data = stream.read()
     bad_rows: list[BadRow] = []
     options = pa.json.ReadOptions(block_size=SLICE_BYTES)  # a line may be as long as a block
     try:

@@ -100,7 +100,11 @@ def _draw_rows(classes: Integers, count: int, rng: np.random.Generator) -> Integ
 
 
 def _draw_groups(
-    groups: Integers, classes: Integers, count: int, num_kept: int, rng: np.random.Generator
+    groups: Integers,
+    classes: Integers,
+    count: int,
+    num_kept: int,
+    rng: np.random.Generator,
 ) -> Integers:
     """Places in the pool [M] of whole groups with about `count` rows in all: groups in random order, each
     that still fits; then one more where that comes nearer. A group with the last rows of a class stays, and
@@ -193,9 +197,7 @@ def _undividable(
         )
     reason = f"every class of {settings.target!r}"
     if settings.group is not None:
-        reason = (
-            f"each group of {settings.group!r} has a class of {settings.target!r} that no other has, and it"
-        )
+        reason = f"each group of {settings.group!r} has a class of {settings.target!r} no other has, and it"
     return DataError(
         f"data.{name} = {fraction:g} asks for {count} of {num_left} rows, and none can go: {reason} keeps a "
         "row for training; give more rows of each class, or a source of its own"

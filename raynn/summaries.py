@@ -25,9 +25,7 @@ from raynn.hashing import splitmix64
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
-SAMPLE_ROWS = (
-    100_000  # every quantile within half a percentile of the whole's, 98 times in 100 (Massart 1990)
-)
+SAMPLE_ROWS = 100_000  # each quantile within half a percentile of the whole's, 98 times in 100 (Massart 1990)
 SAMPLE_VALUES = 2**24  # no sample takes more than 128 MiB, however many columns
 MAX_CLASSES = 2**16
 CHUNK_VALUES = 2**22  # 32 MiB of float64
@@ -112,7 +110,12 @@ class Moments:
         low = (self.high - (high - carried)) + (step - carried)  # Knuth's two-sum: what rounding `high` lost
         m2 = self.m2 + other.m2 + delta * delta * (self.count * (other.count / count))
         return Moments(
-            count, high, low, m2, min(self.minimum, other.minimum), max(self.maximum, other.maximum)
+            count,
+            high,
+            low,
+            m2,
+            min(self.minimum, other.minimum),
+            max(self.maximum, other.maximum),
         )
 
     @property
@@ -263,7 +266,10 @@ def merge(summaries: Iterable[Summary]) -> Summary:
 
 
 def summarize(
-    table: pa.Table, features: Sequence[ColumnSpec], target: ColumnSpec, row_ids: Integers
+    table: pa.Table,
+    features: Sequence[ColumnSpec],
+    target: ColumnSpec,
+    row_ids: Integers,
 ) -> Summary:
     """Summary of cleaned training rows; `row_ids` [N] are their ids in the whole data, each used once."""
     used = [spec for spec in features if spec.kind != "ignore"]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from raynn import progress
 from raynn.checkpoint import load_newest
 from raynn.cluster import cluster
 from raynn.errors import JobError, RaynnError, ResourceError, RunError, TrainingError, did_you_mean
@@ -77,6 +78,7 @@ def _train(
         raise
     finally:
         shutil.rmtree(run / "scratch", ignore_errors=True)
+        (run / progress.FILE).unlink(missing_ok=True)
     return run
 
 
@@ -184,7 +186,7 @@ def _run_on_ray(assignment: Assignment, prepared: Prepared) -> None:
     """Ray Train: a group of workers, restarted from the newest checkpoint up to `max_failures` times."""
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.config import FailureConfig, RunConfig
+    from ray.train import FailureConfig, RunConfig
 
     from raynn.data import our_own
     from raynn.worker import train_worker

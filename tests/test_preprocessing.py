@@ -17,9 +17,10 @@ from sklearn.preprocessing import QuantileTransformer
 from raynn import summaries
 from raynn.columns import ColumnSpec
 from raynn.errors import DataError, RunError
+from raynn.hashing import splitmix64
 from raynn.preprocessing import InputSpec, Preprocessing, arrays, fit, summarize
 from raynn.sources import DataSettings
-from raynn.summaries import Moments, Summary, merge, splitmix64
+from raynn.summaries import Moments, Summary, merge
 
 FEATURES = (
     ColumnSpec("age", "numeric"),
@@ -32,6 +33,7 @@ FEATURES = (
 )
 LABEL = ColumnSpec("label", "categorical")
 PRICE = ColumnSpec("price", "numeric")
+CITIES = np.array(["Rome", "Oslo", "Lima"])
 
 
 def lists(values: np.ndarray) -> pa.FixedSizeListArray:
@@ -44,9 +46,7 @@ def people(num_rows: int, seed: int = 0) -> pa.Table:
     return pa.table(
         {
             "age": pa.array(rng.normal(40, 12, num_rows), mask=rng.random(num_rows) < 0.1),
-            "city": pa.array(
-                rng.choice(np.array(["Rome", "Oslo", "Lima"]), num_rows), mask=rng.random(num_rows) < 0.1
-            ),
+            "city": pa.array(rng.choice(CITIES, num_rows), mask=rng.random(num_rows) < 0.1),
             "born": pa.array(
                 rng.integers(-(10**15), 10**15, num_rows),
                 pa.timestamp("us"),
@@ -69,11 +69,8 @@ def fitted(
     scaling: Any = "standard",
     cuts: tuple[int, ...] = (),
 ) -> Preprocessing:
-    edges = [0, *cuts, table.num_rows]
-    pieces = [
-        summarize(table.slice(a, b - a), features, target, np.arange(a, b))
-        for a, b in itertools.pairwise(edges)
-    ]
+    pairs = itertools.pairwise([0, *cuts, table.num_rows])
+    pieces = [summarize(table.slice(a, b - a), features, target, np.arange(a, b)) for a, b in pairs]
     return fit(pieces, features, target, task, DataSettings(train="people.csv", scaling=scaling))
 
 
@@ -94,14 +91,13 @@ def numeric(preprocessing: Preprocessing, values: Any, dtype: pa.DataType = None
 
 
 @given(
-    values=st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=200),
+    # no numbers so small that their squares vanish, where the deviation is 1 by rule and not numpy's 0
+    values=st.lists(st.integers(-(10**9), 10**9).map(lambda i: i / 1000), min_size=2, max_size=200),
     offset=st.sampled_from([0.0, 1.0, -1e4]),
     cuts=st.lists(st.integers(0, 200), max_size=6),
 )
 @settings(deadline=None, max_examples=200)
-def test_merged_moments_equal_numpy_over_the_whole(
-    values: list[float], offset: float, cuts: list[int]
-) -> None:
+def test_merged_moments_equal_numpy(values: list[float], offset: float, cuts: list[int]) -> None:
     x = np.array(values) + offset
     edges = [0, *sorted(min(cut, len(x)) for cut in cuts), len(x)]
     merged = Moments()
@@ -199,11 +195,8 @@ def test_pieces_encode_to_the_bits_of_the_whole(scaling: str, cuts: list[int]) -
     table = people(400)
     preprocessing = fitted(people(300, seed=1), scaling=scaling)
     whole = arrays(preprocessing.encode(table, np.arange(400), True))
-    edges = [0, *sorted(cuts), 400]
-    pieces = [
-        preprocessing.encode(table.slice(a, b - a), np.arange(a, b), True)
-        for a, b in itertools.pairwise(edges)
-    ]
+    pairs = itertools.pairwise([0, *sorted(cuts), 400])
+    pieces = [preprocessing.encode(table.slice(a, b - a), np.arange(a, b), True) for a, b in pairs]
     for name, joined in arrays(pa.concat_tables(pieces)).items():
         assert joined.dtype == whole[name].dtype
         assert joined.tobytes() == whole[name].tobytes()
@@ -236,9 +229,8 @@ def test_json_keeps_the_types_of_labels(labels: list[Any]) -> None:
     labels = [label for label in labels if type(label) is kind]
     if len(labels) < 2:
         return
-    preprocessing = fitted(
-        pa.table({"x": [1.0] * len(labels), "label": labels}), (ColumnSpec("x", "numeric"),)
-    )
+    table = pa.table({"x": [1.0] * len(labels), "label": labels})
+    preprocessing = fitted(table, (ColumnSpec("x", "numeric"),))
     classes = Preprocessing.from_json(preprocessing.to_json()).input_spec.classes
     assert classes is not None
     assert [(type(c), c) for c in classes] == [(kind, label) for label in sorted(labels)]
@@ -328,9 +320,8 @@ def test_indicators_come_after_all_numbers_in_the_order_of_the_columns() -> None
 
 @pytest.mark.parametrize("scaling", ["standard", "quantile"])
 def test_constants_become_zero(scaling: str) -> None:
-    preprocessing, table = one_column(
-        [0.1] * 7, scaling=scaling
-    )  # seven times .1 has a mean of .09999999999999999
+    # the mean of seven times .1 is .09999999999999999 in floats
+    preprocessing, table = one_column([0.1] * 7, scaling=scaling)
     assert arrays(preprocessing.encode(table))["numeric"].tolist() == [[0.0]] * 7
     assert preprocessing.input_spec.quantile_bins == ((),)
 
@@ -460,7 +451,8 @@ def test_date_cycles_agree_with_the_calendar(dates: list[datetime.datetime]) -> 
 
 def codes(preprocessing: Preprocessing, values: list[str | None]) -> list[int]:
     encoded = preprocessing.encode(pa.table({"x": pa.array(values, pa.string())}))
-    return arrays(encoded)["categorical"][:, 0].tolist()
+    found: list[int] = arrays(encoded)["categorical"][:, 0].tolist()
+    return found
 
 
 def test_categories_by_frequency_then_name_and_unknown_is_zero() -> None:
@@ -477,9 +469,7 @@ def test_missing_is_a_category_where_training_has_it() -> None:
 
 
 @pytest.mark.parametrize(("num_rare", "cardinality"), [(48, 51), (49, 3)])
-def test_categories_seen_once_are_unknown_when_there_are_more_than_50(
-    num_rare: int, cardinality: int
-) -> None:
+def test_of_more_than_50_categories_those_seen_once_are_unknown(num_rare: int, cardinality: int) -> None:
     values = ["a", "a", "b", "b"] + [f"rare {i}" for i in range(num_rare)]
     preprocessing, _ = one_column(values, "categorical")
     assert preprocessing.input_spec.cardinalities == (cardinality,)
@@ -530,9 +520,7 @@ def test_sequences_are_standardized_per_channel() -> None:
         (pa.array([True, False, True]), (False, True), pa.bool_()),
     ],
 )
-def test_labels_decode_to_what_they_were(
-    column: pa.Array, classes: tuple[Any, ...], dtype: pa.DataType
-) -> None:
+def test_labels_decode_to_what_they_were(column: pa.Array, classes: Any, dtype: pa.DataType) -> None:
     table = pa.table({"x": pa.array(range(len(column)), pa.float64()), "label": column})
     preprocessing = fitted(table, (ColumnSpec("x", "numeric"),))
     preprocessing = Preprocessing.from_json(preprocessing.to_json())
@@ -613,11 +601,8 @@ def test_missing_column_names_the_nearest() -> None:
 
 def test_missing_target_column_names_the_nearest() -> None:
     preprocessing = fitted(people(50))
-    table = (
-        people(50)
-        .drop_columns(["price"])
-        .rename_columns(["age", "city", "born", "photo", "pulse", "income", "labels"])
-    )
+    table = people(50).drop_columns(["price"])
+    table = table.rename_columns([*table.column_names[:-1], "labels"])
     assert preprocessing.encode(table).num_rows == 50
     says(
         "target 'label' is missing from the data, which have 'age', 'city', 'born', 'photo', 'pulse', ... "
@@ -702,10 +687,9 @@ ONE_CLASS = with_labels(["cat", "cat"])
             "classification",
         ),
         (
-            "columns 'photo', 'other' are 2 image columns, and networks take one; set `data.columns: {other: "
-            "ignore}`",
-            people(9).append_column("other", people(9)["photo"]),
-            [ColumnSpec(name, "image", (3, 2, 2)) for name in ("photo", "other")],
+            "columns 'a', 'b' are 2 image columns, and networks take one; set `data.columns: {b: ignore}`",
+            pa.table({"a": people(9)["photo"], "b": people(9)["photo"], "label": people(9)["label"]}),
+            [ColumnSpec(name, "image", (3, 2, 2)) for name in "ab"],
             "classification",
         ),
         (

@@ -204,9 +204,8 @@ def test_column_split_beside_a_fraction() -> None:
 
 def test_column_split_takes_rows_of_the_train_source_only() -> None:
     by = ColumnSplit(column="fold", equals="x")
-    splits = split(
-        4, validation=by, test="t.csv", sources=[0, 0, 2, 2], values={"fold": ["x", "y", "x", "y"]}
-    )
+    fold = {"fold": ["x", "y", "x", "y"]}
+    splits = split(4, validation=by, test="t.csv", sources=[0, 0, 2, 2], values=fold)
     assert splits.tolist() == [1, 0, 2, 2]
 
 
@@ -277,9 +276,8 @@ FOLD = ColumnSplit(column="fold", equals="tset")
         (
             {"num_rows": 6, "groups": [0, 0, 1, 1, 2, 2], "classes": [0, 0, 1, 1, 2, 2]},
             "data.validation = 0.2 asks for 1 of 6 rows, and none can go: each group of 'subject' has a "
-            "class of 'label' that no other has, and it keeps a row for training; give more rows of each "
-            "class, or a "
-            "source of its own",
+            "class of 'label' no other has, and it keeps a row for training; give more rows of each "
+            "class, or a source of its own",
         ),
         (
             {"num_rows": 10, "validation": 0.5, "classes": [0, 0, 0, 1, 2, 3, 4, 5, 6, 7]},

@@ -34,7 +34,7 @@ class CnnSettings(Settings):
     """`channels` gives one stage each; every stage but the first halves the map (as long as it is larger than 1)."""
 
     kind: Literal["cnn"]
-    channels: tuple[Width, ...] = (32, 64, 64)
+    channels: Annotated[tuple[Width, ...], Field(min_length=1)] = (32, 64, 64)
     block: Annotated[
         Literal["plain", "residual"], Field(description="convolution, norm, activation; or He et al. 2016, fig. 2")
     ] = "plain"

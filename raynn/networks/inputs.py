@@ -40,14 +40,14 @@ class PiecewiseLinearEmbedding(nn.Module):
         self.register_buffer("lower_FT", lower_FT)
         self.register_buffer("width_FT", width_FT)
         self.weight_bins = nn.Parameter(torch.zeros(num_columns, num_bins, width))
-        self.weight = nn.Parameter(torch.empty(num_columns, width).uniform_(-1.0, 1.0))
+        self.weight_number = nn.Parameter(torch.empty(num_columns, width).uniform_(-1.0, 1.0))
         self.bias = nn.Parameter(torch.empty(num_columns, width).uniform_(-1.0, 1.0))
 
     def forward(self, x_BF: Tensor) -> Tensor:
         """Embeddings [B, F * E]."""
         fill_BFT = ((x_BF[:, :, None] - self.lower_FT) / self.width_FT).clamp(0.0, 1.0) * self.real_FT
         from_bins_FBE = torch.bmm(fill_BFT.transpose(0, 1), self.weight_bins)
-        linear_BFE = torch.addcmul(self.bias, x_BF[:, :, None], self.weight)
+        linear_BFE = torch.addcmul(self.bias, x_BF[:, :, None], self.weight_number)
         return (linear_BFE + from_bins_FBE.transpose(0, 1)).flatten(1)
 
 

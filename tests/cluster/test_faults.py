@@ -1,0 +1,109 @@
+"""Killed in the middle and resumed: the losses of an undisturbed run, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raynn.job import Job
+from raynn.trainer import train
+
+JOB: dict[str, Any] = {
+    "name": "digits",
+    "data": {"train": "digits", "target": "label", "test": 0.1},
+    "network": {"kind": "cnn", "channels": [16, 32], "head_hidden": [64]},
+    "regularization": {"dropout": 0.2},
+    "optimization": {"global_batch_size": 32, "max_epochs": 12, "learning_rate": 2e-3},
+    "early_stopping": {"rule": "none"},
+}
+LOSSES = ("epoch", "step", "train/loss", "val/loss", "val/accuracy", "learning_rate")
+
+
+def losses(run: Path) -> list[list[float]]:
+    """What must not change, epoch by epoch."""
+    return [[json.loads(line)[key] for key in LOSSES] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_driver_killed_and_resumed(tmp_path: Path) -> None:
+    straight = train(Job.from_dict(JOB | {"storage": str(tmp_path / "straight")}))
+    job_file = tmp_path / "job.yaml"
+    job_file.write_text(Job.from_dict(JOB | {"storage": str(tmp_path / "killed")}).to_yaml())
+    command = [sys.executable, "-m", "raynn", "train", str(job_file), "--quiet"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    metrics = tmp_path / "killed" / "digits" / "metrics.jsonl"
+    wait_for_epochs(metrics, 3)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = len(metrics.read_text().splitlines())
+    assert before < JOB["optimization"]["max_epochs"], "the run ended before it could be killed"
+    subprocess.run([*command, "resume=true"], check=True, stdout=subprocess.DEVNULL)
+    assert losses(tmp_path / "killed" / "digits") == losses(straight)
+    results = [json.loads((run / "result.json").read_text()) for run in (straight, tmp_path / "killed" / "digits")]
+    assert results[0]["metrics"] == results[1]["metrics"]
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(300)
+def test_worker_killed_and_restarted_by_ray_train(ray_cluster: None, tmp_path: Path) -> None:
+    resources = {"workers": 2, "max_failures": 3}
+    straight = train(Job.from_dict(JOB | {"storage": str(tmp_path / "straight"), "resources": resources}))
+    metrics = tmp_path / "killed" / "digits" / "metrics.jsonl"
+    killed: list[int] = []
+    killer = threading.Thread(target=lambda: killed.append(kill_a_worker(metrics)))
+    killer.start()
+    run = train(Job.from_dict(JOB | {"storage": str(tmp_path / "killed"), "resources": resources}))
+    killer.join()
+    assert killed, "no worker was killed"
+    assert losses(run) == losses(straight)
+
+
+def kill_a_worker(metrics: Path) -> int:
+    """SIGKILL to one Ray Train worker below this process, in the middle of training."""
+    wait_for_epochs(metrics, 3)
+    workers = [pid for pid in descendants(os.getpid()) if "TrainWorker" in command_line(pid)]
+    os.kill(workers[-1], signal.SIGKILL)
+    return workers[-1]
+
+
+def wait_for_epochs(metrics: Path, epochs: int) -> None:
+    """Until metrics.jsonl holds so many lines."""
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline:
+        if metrics.exists() and len(metrics.read_text().splitlines()) >= epochs:
+            return
+        time.sleep(0.01)
+    raise TimeoutError(f"{metrics} did not reach {epochs} epochs")
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below `pid`, from /proc."""
+    children: dict[int, list[int]] = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        children.setdefault(int(fields[1]), []).append(int(status.parent.name))
+    found, todo = [], [pid]
+    while todo:
+        below = children.get(todo.pop(), [])
+        found += below
+        todo += below
+    return sorted(found)
+
+
+def command_line(pid: int) -> str:
+    """How a process is called; empty when it has gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from raynn.optimization import OptimizationSettings, build_optimizer, learning_rate, plateau_reductions
+
+
+def rates(total_steps: int, **fields: Any) -> list[float]:
+    settings = OptimizationSettings(**{"learning_rate": 0.1, **fields})
+    return [learning_rate(settings, step, total_steps) for step in range(total_steps)]
+
+
+def test_constant() -> None:
+    assert rates(4, schedule="constant") == [0.1] * 4
+
+
+def test_cosine_at_hand_computed_points() -> None:
+    # cos 0, 60, 90, 120 degrees at 0, 1/3, 1/2, 2/3 of the steps
+    rate = rates(6, schedule="cosine")
+    assert [rate[0], rate[2], rate[3], rate[4]] == pytest.approx([0.1, 0.075, 0.05, 0.025], abs=1e-12)
+    assert learning_rate(OptimizationSettings(), 6, 6) == pytest.approx(0.0, abs=1e-18)
+
+
+def test_one_cycle_at_hand_computed_points() -> None:
+    rate = rates(100, schedule="one_cycle")
+    low, end = 0.1 / 25, 0.1 / 250_000
+    assert rate[0] == pytest.approx(low)
+    assert rate[15] == pytest.approx((low + 0.1) / 2)  # halfway up
+    assert rate[30] == pytest.approx(0.1)
+    assert rate[65] == pytest.approx((0.1 + end) / 2)  # halfway down
+    assert rate[99] == pytest.approx(end + (0.1 - end) * 0.5 * (1 - math.cos(math.pi / 70)))
+    assert max(rate) == rate[30]
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "one_cycle"])
+def test_warmup_rises_linearly_before_the_schedule(schedule: str) -> None:
+    rate = rates(40, schedule=schedule, warmup_fraction=0.1)
+    assert rate[:4] == pytest.approx([0.02, 0.04, 0.06, 0.08])
+    assert rate[4:] == rates(36, schedule=schedule)
+
+
+def test_no_schedule_exceeds_the_rate_or_reaches_zero() -> None:
+    for schedule in ("constant", "cosine", "one_cycle", "plateau"):
+        for total in (1, 2, 3, 97):
+            rate = rates(total, schedule=schedule, warmup_fraction=0.3)
+            assert all(0 < r <= 0.1 for r in rate), (schedule, total)
+
+
+@pytest.mark.parametrize(
+    ("losses", "reductions"),
+    [
+        ([], 0),
+        ([3, 2, 1], 0),
+        ([1, 2], 0),
+        ([1, 2, 2], 1),
+        ([1, 1, 1], 1),  # equal is not better
+        ([1, 2, 2, 2, 2], 2),
+        ([1, 2, 2, 0.5, 2, 2], 2),
+        ([1, 2, 0.5, 2, 0.4, 2], 0),  # never two in a row
+        ([1, math.nan, math.nan], 1),
+    ],
+)
+def test_plateau_reductions(losses: list[float], reductions: int) -> None:
+    settings = OptimizationSettings(schedule="plateau", plateau_patience=2, plateau_factor=0.1, learning_rate=1.0)
+    assert plateau_reductions(settings, losses) == reductions
+    assert learning_rate(settings, 0, 10, reductions) == pytest.approx(0.1**reductions)
+
+
+class EveryKind(nn.Module):
+    """One parameter of each kind: matrix, kernel, bias, norm, embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Linear(3, 2)
+        self.kernel = nn.Conv2d(2, 3, 3)
+        self.norm = nn.LayerNorm(4)
+        self.embedding = nn.Embedding(5, 2)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, 0.5, 1.5)
+
+
+DECAYED = {"matrix.weight", "kernel.weight"}
+
+
+def step(settings: OptimizationSettings, model: nn.Module, weight_decay: float, steps: int) -> None:
+    optimizer = build_optimizer(settings, model, weight_decay)
+    for _ in range(steps):
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+
+
+def test_adamw_shrinks_matrices_and_kernels_alone() -> None:
+    model = EveryKind()
+    before = {name: parameter.detach().double() for name, parameter in model.named_parameters()}
+    step(OptimizationSettings(learning_rate=0.1), model, weight_decay=0.2, steps=5)
+    for name, parameter in model.named_parameters():
+        # with a gradient of zero, w (1 - rate * decay) each step: Loshchilov & Hutter 2019, algorithm 2
+        factor = (1 - 0.1 * 0.2) ** 5 if name in DECAYED else 1.0
+        torch.testing.assert_close(parameter.double(), before[name] * factor, rtol=1e-6, atol=0.0)
+
+
+def test_adamw_is_algorithm_2() -> None:
+    # float64, by hand, with gradients g_t = 1, -2, 3
+    weight = nn.Linear(1, 1, bias=False).double()
+    nn.init.constant_(weight.weight, 2.0)
+    optimizer = build_optimizer(OptimizationSettings(learning_rate=0.1), weight, weight_decay=0.3)
+    w, m, v = 2.0, 0.0, 0.0
+    for t, g in enumerate([1.0, -2.0, 3.0], start=1):
+        weight.weight.grad = torch.tensor([[g]], dtype=torch.float64)
+        optimizer.step()
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        w -= 0.1 * (m / (1 - 0.9**t) / (math.sqrt(v / (1 - 0.999**t)) + 1e-8) + 0.3 * w)
+        assert weight.weight.item() == pytest.approx(w, rel=1e-12)
+
+
+def test_sgd_adds_decay_to_the_gradient_and_uses_nesterov_momentum() -> None:
+    weight = nn.Linear(1, 1, bias=False).double()
+    nn.init.constant_(weight.weight, 2.0)
+    settings = OptimizationSettings(optimizer="sgd", learning_rate=0.1, momentum=0.5)
+    optimizer = build_optimizer(settings, weight, weight_decay=0.3)
+    w, velocity = 2.0, 0.0
+    for g in [1.0, -2.0, 3.0]:
+        weight.weight.grad = torch.tensor([[g]], dtype=torch.float64)
+        optimizer.step()
+        decayed = g + 0.3 * w
+        velocity = 0.5 * velocity + decayed
+        w -= 0.1 * (decayed + 0.5 * velocity)
+        assert weight.weight.item() == pytest.approx(w, rel=1e-12)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_every_optimizer_exempts_biases_norms_and_embeddings(optimizer: str) -> None:
+    model = EveryKind()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    step(OptimizationSettings(optimizer=optimizer, learning_rate=0.1), model, weight_decay=0.2, steps=1)
+    moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved == DECAYED
+
+
+def test_a_model_without_a_matrix_has_an_optimizer() -> None:
+    assert len(build_optimizer(OptimizationSettings(), nn.LayerNorm(3), 0.1).param_groups) == 1
+    assert build_optimizer(OptimizationSettings(optimizer="sgd", momentum=0.0), nn.Linear(1, 1), 0.0)
