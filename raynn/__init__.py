@@ -10,6 +10,7 @@ data, worker and trainer, `wandb` in tracking alone.
     settings.py        Settings: frozen, no unknown key; the only base class of a job's sections
     problems.py        what is wrong with a value, in words
     jobfile.py         a job file as text: YAML with lines and columns, and overrides
+    metrics.py         what a run measures, and which way is better
     resources.py       workers, devices, memory: never changes the result
     stopping.py        when to stop: pure rules over the history
     search.py          what a search may vary
@@ -31,7 +32,7 @@ data, worker and trainer, `wandb` in tracking alone.
     collectives.py     what the workers of one run do together
     regularization.py  every knob against overfitting, in one table for all networks
     optimization.py    optimizer and learning rate as functions of the step
-    objectives.py      losses and metrics
+    objectives.py      losses, and the metrics computed
     networks/          WHO learns: one file per type, named in one table
     job.py             Job: load, override, fingerprint, schema
     batches.py         a worker's rows as tensors, in memory or on disk

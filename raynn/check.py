@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -17,7 +18,7 @@ from raynn.preparation import LocalDriver, prepare, split_summary, understand
 from raynn.regularization import RegularizationSettings
 from raynn.splits import NAMES, TRAIN
 from raynn.stopping import EarlyStoppingSettings
-from raynn.trainer import checked
+from raynn.trainer import checked, uses_ray
 from raynn.training import build_model
 
 Answer = dict[str, Any]
@@ -55,11 +56,11 @@ def check_job(path: str, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
     """
     job = Job.load(path, overrides)
     storage = check_storage(job.storage)
+    uses_ray(job)  # raises where the driver cannot be had
     understood = understand(job.data, Path(path).parent)
     prepared = prepare(understood, job.task, job.optimization.seed, LocalDriver())
     job = checked(job.model_copy(update={"task": prepared.task}), prepared)
     lanes = Lanes(prepared.encoded.num_rows(TRAIN), job.optimization.global_batch_size, job.optimization.seed)
-    lanes.lanes_of_worker(0, job.resources.workers)
     parameters = sum(p.numel() for p in build_model(job, prepared.preprocessing).parameters())
     target = prepared.preprocessing.target
     columns = {
@@ -90,7 +91,7 @@ def check_job(path: str, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
         f"{split_summary(prepared)}, {len(prepared.bad_rows)} bad",
         f"{job.network.kind} with {parameters:,} parameters; {lanes.steps_per_epoch} steps an epoch of "
         f"{job.optimization.global_batch_size} rows, from {lanes.count} lanes",
-        f"nothing would stop it; next: raynn train {' '.join([path, *overrides])}",
+        f"nothing would stop it; next: {shlex.join(['raynn', 'train', path, *overrides])}",
     ]
     return answer, lines
 

@@ -138,9 +138,10 @@ def _clean_images(column: Any, spec: ColumnSpec, settings: DataSettings) -> Clea
                 else:
                     _decode(value, pixels_NCHW[row], resize)
             except _SizeError as error:
-                raise DataError(
-                    f"images of different sizes: column {spec.name!r} holds {error} in row {row}, and others are "
-                    f"{spec.shape[1]} x {spec.shape[2]}; set data.image_size: [H, W] to resize them"
+                raise ShapeError(
+                    f"images of different sizes: column {spec.name!r} holds {error}",
+                    row,
+                    f"are {spec.shape[1]} x {spec.shape[2]}; set data.image_size: [H, W] to resize them",
                 ) from None
             except UnidentifiedImageError:  # its message holds a memory address
                 bad.append((row, f"not an image: {len(value)} bytes that begin with {value[:8]!r}"))
@@ -156,6 +157,18 @@ def _clean_images(column: Any, spec: ColumnSpec, settings: DataSettings) -> Clea
         with ThreadPoolExecutor(num_threads) as pool:
             found = list(pool.map(decode_rows, starts))
     return _fixed_size_lists(pixels_NCHW), [reason for bad in found for reason in bad]
+
+
+class ShapeError(DataError):
+    """An image or a sequence of another size than the others, in `row` of the table."""
+
+    def __init__(self, found: str, row: int, others: str) -> None:
+        super().__init__(f"{found} in row {row}, and others {others}")
+        self.found, self.row, self.others = found, row, others
+
+    def located(self, file: str, row: int) -> DataError:
+        """The same, with the file and the row's place in it."""
+        return DataError(f"{self.found} in {file}, row {row}, and others {self.others}")
 
 
 class _SizeError(Exception):
@@ -211,9 +224,10 @@ def _clean_sequences(column: Any, spec: ColumnSpec, settings: DataSettings) -> C
 def _require_lengths(lists: Any, length: int, spec: ColumnSpec, unit: str, rows: NDArray[np.int64]) -> None:
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
     if (other := np.flatnonzero(lengths != length)).size:
-        raise DataError(
-            f"sequences of different lengths: column {spec.name!r} has {lengths[other[0]]} {unit} in row "
-            f"{rows[other[0]]}, and others have {length}; cut or pad them to one length"
+        raise ShapeError(
+            f"sequences of different lengths: column {spec.name!r} has {lengths[other[0]]} {unit}",
+            int(rows[other[0]]),
+            f"have {length}; cut or pad them to one length",
         )
 
 

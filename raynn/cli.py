@@ -11,30 +11,45 @@ STARTED_AT = time.time()
 
 import argparse  # noqa: E402 - the clock starts before the imports do
 import json  # noqa: E402
+import shlex  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Callable, Mapping, Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+from typing import TYPE_CHECKING, Any, NoReturn  # noqa: E402
 
 from raynn.errors import RaynnError, UserError  # noqa: E402
+
+if TYPE_CHECKING:
+    from raynn.job import Job
 
 Answer = dict[str, Any]
 
 
+class UsageError(UserError):
+    """Arguments that no command takes."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
-    options = _parsed(arguments)
-    command: Callable[[argparse.Namespace], tuple[Answer, str]] = options.command
+    arguments = sys.argv[1:] if arguments is None else arguments
+    as_json = "--json" in arguments
     try:
+        options = _parsed(arguments)
+        command: Callable[[argparse.Namespace], tuple[Answer, str]] = options.command
         answer, text = command(options)
-    except UserError as error:
-        return _failed(options, error, 2)
     except RaynnError as error:
-        return _failed(options, error, 1)
-    except KeyboardInterrupt:
-        _say(f"interrupted; what was trained is saved{_resume_line(options)}")
+        name = "" if isinstance(error, UsageError) else f"raynn {options.name}: "
+        _say(f"{name}{error}")
+        if as_json:
+            _answer(json.dumps({"error": str(error), "kind": type(error).__name__}))
+        return 2 if isinstance(error, UserError) else 1
+    except KeyboardInterrupt as interruption:
+        resume = str(interruption) or None
+        _say("interrupted" + (f"; what was trained is saved, continue with:\n  {resume}" if resume else ""))
+        if as_json:
+            _answer(json.dumps({"error": "interrupted", "kind": "KeyboardInterrupt", "resume": resume}))
         return 130
-    _answer(json.dumps(answer) if options.json else text)
+    _answer(json.dumps(answer) if as_json else text)
     return 0
 
 
@@ -57,19 +72,18 @@ def _say(text: str) -> None:
     sys.stderr.write(text + "\n")
 
 
-def _failed(options: argparse.Namespace, error: RaynnError, status: int) -> int:
-    _say(f"raynn {options.name}: {error}")
-    if options.json:
-        _answer(json.dumps({"error": str(error), "kind": type(error).__name__}))
-    return status
+def _resume_command(options: argparse.Namespace, job: Job) -> str:
+    """The command that continues an interrupted training; empty where its run folder was not yet made."""
+    from raynn.folder import check_storage, newest
 
-
-def _resume_line(options: argparse.Namespace) -> str:
-    """The command that continues, where there is something to continue."""
-    if options.name != "train":
+    try:
+        run = newest(check_storage(job.storage), job.name)
+    except UserError:
+        return ""
+    if (run / "result.json").exists():  # an earlier run, which has ended
         return ""
     overrides = [o for o in options.overrides if not o.startswith("resume=")]
-    return "; continue with:\n  " + " ".join(["raynn train", options.job, *overrides, "resume=true"])
+    return shlex.join(["raynn", "train", options.job, *overrides, "resume=true"])
 
 
 def train(options: argparse.Namespace) -> tuple[Answer, str]:
@@ -79,7 +93,10 @@ def train(options: argparse.Namespace) -> tuple[Answer, str]:
     from raynn.trainer import train as train_job
 
     job = Job.load(options.job, options.overrides)
-    folder = train_job(job, Path(options.job).parent, quiet=options.quiet, started_at=STARTED_AT)
+    try:
+        folder = train_job(job, Path(options.job).parent, quiet=options.quiet, started_at=STARTED_AT)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_resume_command(options, job)) from None
     result = read_result(folder)
     shown = _shown_path(folder)
     lines = [
@@ -150,8 +167,22 @@ def _shown_path(folder: Path) -> str:
     return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)
 
 
+def _count(text: str) -> int:
+    """The number of something of which there is at least one."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, not {text!r}")
+    return int(text)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises what it would print, so that every failure leaves by the same door."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{self.prog}: {message}\n{self.format_usage().rstrip()}")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="raynn",
         description="Distributed training of neural networks on Ray, with the regularization and early stopping that "
         "make them generalize.",
@@ -175,7 +206,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("data", metavar="DATA", help="a source; or test, validation, train: those rows of the job's data")
     sub.add_argument("--out", required=True, metavar="FILE.parquet")
-    sub.add_argument("--workers", type=int, default=1, help="more than one predict through Ray Data")
+    sub.add_argument("--workers", type=_count, default=1, help="more than one predict through Ray Data")
     sub = add("check", check)
     sub.add_argument("job", nargs="?", metavar="JOB.yaml")
     sub.add_argument("overrides", nargs="*", metavar="dotted.key=value")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+ANSWER_TIMEOUT_S = 5.0
 
 
 @contextmanager
@@ -31,23 +33,40 @@ def cluster(num_cpus: int) -> Iterator[None]:
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _require_answer(address)
     import ray
 
     if ray.is_initialized():
         yield
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    address = os.environ.get("RAY_ADDRESS")
     if not address:
         cpus = max(os.cpu_count() or 1, num_cpus)
         options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
     try:
         ray.init(**options)
     except ConnectionError as error:
-        raise ResourceError(
-            f"RAY_ADDRESS = {address!r} names a cluster that does not answer ({error}); start it, or unset RAY_ADDRESS"
-        ) from None
+        raise _no_answer(str(address), error) from None
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Tries a connection first: Ray gives up only after minutes, and its messages name no variable."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():  # `auto`, `local`
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_TIMEOUT_S).close()
+    except OSError as error:
+        raise _no_answer(address, error) from None
+
+
+def _no_answer(address: str, error: Exception) -> ResourceError:
+    return ResourceError(
+        f"RAY_ADDRESS = {address!r} names a cluster that does not answer ({error}); start it, or unset RAY_ADDRESS"
+    )

@@ -120,6 +120,8 @@ def read_result(folder: Path) -> dict[str, Any]:
     """
     try:
         result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    except ValueError as error:
+        raise RunError(f"{folder / 'result.json'} is damaged ({error}); restore it, or train again") from None
     except FileNotFoundError:
         raise RunError(
             f"{folder} has no result.json: the run has not ended; continue it with its job file and resume=true"
@@ -128,10 +130,12 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def write_bad_rows(path: Path, rows: Iterable[BadRow]) -> None:
-    """Quarantined rows, one JSON object a line; no file where there are none."""
+    """Quarantined rows, one JSON object a line; no file where there are none, not even an earlier one."""
     lines = [json.dumps(row.to_json()) + "\n" for row in rows]
     if lines:
         path.write_text("".join(lines))
+    else:
+        path.unlink(missing_ok=True)
 
 
 def environment(seed: int) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from typing import Annotated, Any, get_args
 from pydantic import AfterValidator, Field, JsonValue
 
 from raynn.jobfile import Document, dump
+from raynn.lanes import MAX_LANES, lane_count
+from raynn.metrics import Task, metric_problem
 from raynn.networks import NETWORKS, NetworkSettings, defaults_for
 from raynn.optimization import OptimizationSettings
 from raynn.problems import Problem, dotted, problems_in, show, split
@@ -24,9 +26,7 @@ from raynn.search import (
     DistributionSettings,
     NormalSettings,
     SearchSettings,
-    Task,
     drawn_real,
-    metric_problem,
     outermost,
 )
 from raynn.settings import Settings
@@ -167,6 +167,13 @@ def _relations(job: Job) -> Iterator[tuple[str, str, tuple[str, ...]]]:
         nearest = min(divisors, key=lambda n: abs(n - pieces))
         message = f"must divide global_batch_size = {rows}, as {nearest} does"
         yield "optimization.accumulate", message, ("optimization.global_batch_size",)
+    if job.resources.workers > lane_count(rows):
+        yield (
+            "resources.workers",
+            f"must be at most {lane_count(rows)}, the lanes that optimization.global_batch_size = {rows} is cut into: "
+            f"use fewer workers, or a batch with a larger divisor up to {MAX_LANES}",
+            ("optimization.global_batch_size",),
+        )
     if pieces > 1 and getattr(job.network, "normalization", None) == "batch":
         choices = get_args(type(job.network).model_fields["normalization"].annotation)
         others = " or ".join(repr(choice) for choice in choices if choice not in ("none", "batch"))

@@ -20,7 +20,8 @@ from raynn.checkpoint import restore_optimizer
 from raynn.collectives import Workers
 from raynn.errors import TrainingError
 from raynn.job import Job
-from raynn.objectives import Evaluation, higher_is_better, loss_per_row, with_split
+from raynn.metrics import higher_is_better
+from raynn.objectives import Evaluation, loss_per_row, with_split
 from raynn.optimization import build_optimizer, learning_rate, plateau_reductions
 from raynn.preprocessing import InputSpec
 from raynn.regularization import clip_gradient_norm

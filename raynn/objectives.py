@@ -18,18 +18,6 @@ from torch import Tensor
 from raynn.collectives import Workers
 from raynn.preprocessing import InputSpec
 
-# Quantities of which more is better; of all others less is.
-HIGHER_IS_BETTER = frozenset({"accuracy", "f1_macro", "auroc", "r2"})
-QUANTITIES = {
-    "classification": ("loss", "accuracy", "f1_macro", "auroc"),
-    "regression": ("loss", "rmse", "mae", "r2", "mse_standardized", "mae_standardized"),
-}
-
-
-def higher_is_better(metric: str) -> bool:
-    """Whether more is better, for a key `<split>/<quantity>`."""
-    return metric.rpartition("/")[2] in HIGHER_IS_BETTER
-
 
 def loss_per_row(outputs_BK: Tensor, target_B: Tensor, task: str, label_smoothing: float = 0.0) -> Tensor:
     """Loss of each row [B] in float32: cross-entropy in nats, or squared error in standard deviations of the target.

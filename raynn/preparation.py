@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raynn.catalog import CATALOG
-from raynn.cleaning import clean
+from raynn.cleaning import ShapeError, clean
 from raynn.columns import ColumnSpec, infer_columns
 from raynn.errors import DataError
 from raynn.preprocessing import InputSpec, Preprocessing, Summary, Task, arrays, fit, summarize
@@ -96,7 +96,11 @@ class ReadPlan:
         wanted += [self.target.name] if self.target else []
         names = list(dict.fromkeys([*wanted, *self.extra]))
         table, unread = read_fragment(fragment, names)
-        cleaned, bad = clean(table, self.features, self.target, self.extra, self.settings)
+        try:
+            cleaned, bad = clean(table, self.features, self.target, self.extra, self.settings)
+        except ShapeError as error:
+            raise error.located(*fragment.locate(error.row, unread)) from None
+        cleaned = self._extra_as_text(cleaned)
         if unread and not cleaned.num_rows:
             raise DataError(f"{fragment.path}: no row could be read; {unread[0].reason}")
         reasons: list[str | None] = [None] * cleaned.num_rows
@@ -109,6 +113,24 @@ class ReadPlan:
         cleaned = cleaned.append_column(BLOCK, pa.array(np.full(cleaned.num_rows, index, np.int32)))
         cleaned = cleaned.append_column(REASON, pa.array(reasons, pa.string()))
         return cleaned.append_column(UNREAD, pa.array(notes, pa.string()))
+
+    def _extra_as_text(self, cleaned: pa.Table) -> pa.Table:
+        """The same table, its group and split columns as text: files may differ in their type.
+
+        Raises:
+            DataError: a column that cannot be written as text.
+        """
+        typed = {self.target.name} if self.target else set()
+        for name in set(self.extra) - typed:
+            try:
+                column = cleaned[name].cast(pa.string())
+            except pa.ArrowException:
+                raise DataError(
+                    f"column {name!r} holds {cleaned[name].type}, and groups and splits go by text or whole numbers; "
+                    "name another column"
+                ) from None
+            cleaned = cleaned.set_column(cleaned.column_names.index(name), name, column)
+        return cleaned
 
 
 def _bad_row_json(row: BadRow) -> str:
@@ -187,14 +209,15 @@ class Understood:
 def located(settings: DataSettings, folder: Path) -> DataSettings:
     """The settings with local sources as absolute paths, so that a run can be opened from any folder.
 
-    Relative ones are looked for in the current folder, then in `folder`.
+    Relative ones are looked for in the current folder, then in `folder`; what is in neither stays as it is.
     """
 
     def locate(entry: str) -> str:
         if entry in CATALOG or "://" in entry:
             return entry
-        here = glob(entry) or Path(entry).exists()
-        return os.path.abspath(entry if here else folder / entry)
+        wanted = Path(entry).expanduser()
+        paths = [str(wanted), str(folder / wanted)]
+        return next((os.path.abspath(path) for path in paths if os.path.exists(path) or glob(path)), entry)
 
     found: dict[str, Any] = {}
     for name in ("train", "validation", "test"):
@@ -221,9 +244,11 @@ def understand(settings: DataSettings, folder: Path) -> Understood:
             more = find_fragments(source, folder)
             fragments += more
             roles += [role] * len(more)
-    sample = sample_rows(fragments, SAMPLE_ROWS)
-    if not sample.num_rows:
-        raise DataError(f"data.train = {settings.train!r} has no rows; check the path, and the files' contents")
+    alike = [f for f, role in zip(fragments, roles, strict=True) if role == 0 and f.format == fragments[0].format]
+    try:
+        sample = sample_rows(alike, SAMPLE_ROWS)
+    except pa.ArrowTypeError:  # files that differ in a column's type: each is read as the first says
+        sample = sample_rows(alike[:1], SAMPLE_ROWS)
     features, target = infer_columns(schema_of(fragments), sample, settings)
     splits = [s.column for s in (settings.validation, settings.test) if isinstance(s, ColumnSplit)]
     extra = dict.fromkeys([*([settings.group] if settings.group else []), *splits])
@@ -249,8 +274,9 @@ def prepare(
     counts = [table.num_rows for table in facts]
     whole = pa.concat_tables([table.unify_dictionaries() for table in facts], promote_options="permissive")
     bad = pc.is_valid(whole[REASON]).to_numpy()
-    bad_rows = _bad_rows(whole)
-    _check_bad_rows(bad_rows, whole.num_rows, settings)
+    bad_rows = bad_rows_of(whole)
+    num_source_rows = whole.num_rows + _num_unread(whole)
+    _check_bad_rows(bad_rows, num_source_rows, settings)
     chosen, reason = choose_task(task, whole[target.name].filter(pa.array(~bad)), target.name)
     roles = np.repeat(np.array(understood.roles, np.uint8), counts)
     classes = _codes(whole[target.name]) if chosen == "classification" else None
@@ -267,7 +293,7 @@ def prepare(
     blocks = driver.map(cleaned, encode)
     table = np.array([[int((part == s).sum()) for s in range(3)] for part in parts], np.int64).reshape(-1, 3)
     encoded = EncodedBlocks(blocks, table, preprocessing.input_spec)
-    return Prepared(chosen, reason, preprocessing, encoded, tuple(parts), bad_rows, whole.num_rows + _num_unread(whole))
+    return Prepared(chosen, reason, preprocessing, encoded, tuple(parts), bad_rows, num_source_rows)
 
 
 def choose_task(task: str | None, target: pa.ChunkedArray, name: str) -> tuple[Task, str]:
@@ -328,9 +354,7 @@ def _unpickled(table: pa.Table) -> Summary | None:
     return None if content is None else pickle.loads(content)
 
 
-def _encoded_block(
-    table: pa.Table, parts: list[NDArray[np.uint8]], preprocessing: Preprocessing
-) -> pa.Table:
+def _encoded_block(table: pa.Table, parts: list[NDArray[np.uint8]], preprocessing: Preprocessing) -> pa.Table:
     """A block's rows encoded, by split: training, validation, test; excluded rows are gone."""
     _, splits = _block_part(table, parts)
     rows = np.concatenate([np.flatnonzero(splits == split) for split in range(3)])
@@ -351,24 +375,29 @@ def _codes(column: pa.ChunkedArray) -> NDArray[np.int64]:
     return np.asarray(codes.fill_null(-1).to_numpy(zero_copy_only=False), np.int64)
 
 
-def _bad_rows(facts: pa.Table) -> tuple[BadRow, ...]:
-    """Every bad row: those that could not be read, and those that hold something wrong."""
+def bad_rows_of(facts: pa.Table) -> tuple[BadRow, ...]:
+    """Every bad row of read tables: those that could not be read, and those that hold something wrong."""
     found = [json.loads(text) for text in facts[REASON].drop_null().to_pylist()]
     for text in facts[UNREAD].drop_null().to_pylist():
         found += [json.loads(row) for row in json.loads(text)]
     return tuple(BadRow(**row) for row in found)
 
 
+def described(row: BadRow) -> str:
+    """`data.csv, row 7, column price: missing target`; without the column where the whole row is bad."""
+    column = "" if row.column is None else f", column {row.column}"
+    return f"{row.file}, row {row.row}{column}: {row.reason}"
+
+
 def _num_unread(facts: pa.Table) -> int:
     return sum(len(json.loads(text)) for text in facts[UNREAD].drop_null().to_pylist())
 
 
-def _check_bad_rows(bad_rows: Sequence[BadRow], num_good_and_bad: int, settings: DataSettings) -> None:
+def _check_bad_rows(bad_rows: Sequence[BadRow], total: int, settings: DataSettings) -> None:
     """Past `max_bad_rows` the job fails before training, naming the first rows."""
-    total = max(1, num_good_and_bad)
     if len(bad_rows) <= settings.max_bad_rows * total:
         return
-    shown = "\n".join(f"  {row.file}, row {row.row}, column {row.column}: {row.reason}" for row in bad_rows[:5])
+    shown = "\n".join(f"  {described(row)}" for row in bad_rows[:5])
     more = f"\n  and {len(bad_rows) - 5} more" if len(bad_rows) > 5 else ""
     fraction = len(bad_rows) / total
     raise DataError(

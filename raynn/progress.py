@@ -68,7 +68,7 @@ def duration(seconds: float) -> str:
 
 
 def eta_seconds(state: dict[str, Any]) -> float | None:
-    """Time left if every epoch is trained at the pace so far (stopping early ends sooner); None before the first step."""
+    """Time left at the pace so far if no epoch is spared by stopping early; None before the first step."""
     reached = state["epochs_done"] * state["steps_per_epoch"] + state["step"]
     done, left = reached - state["steps_before"], state["max_epochs"] * state["steps_per_epoch"] - reached
     if done <= 0 or state["training_s"] <= 0:

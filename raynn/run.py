@@ -15,17 +15,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from raynn.batches import Shard, build_shard
-from raynn.cleaning import clean
+from raynn.cleaning import ShapeError, clean
 from raynn.collectives import Workers
 from raynn.errors import DataError, RunError
 from raynn.folder import check_run, read_result, write_bad_rows
 from raynn.job import Job
 from raynn.loop import evaluate_shard
 from raynn.objectives import with_split
-from raynn.preparation import REASON, LocalDriver, Prepared, ReadPlan, prepare, shaped_arrays, understand
+from raynn.preparation import (
+    LocalDriver,
+    Prepared,
+    ReadPlan,
+    bad_rows_of,
+    described,
+    prepare,
+    shaped_arrays,
+    understand,
+)
 from raynn.preprocessing import Preprocessing
 from raynn.progress import Counter
 from raynn.sources import BadRow, Fragment, find_fragments, read_fragment
@@ -58,14 +68,14 @@ class Run:
             data: a `pyarrow.Table`, a pandas data frame, or a dict of columns; it needs the features, not the target.
 
         Raises:
-            DataError: a feature is missing.
+            DataError: a feature is missing, or the data are not a table.
         """
-        table = data if isinstance(data, pa.Table) else pa.table(data) if isinstance(data, dict) else None
-        table = pa.Table.from_pandas(data, preserve_index=False) if table is None else table
-        return self.predicted(table)[0]
+        return self.predicted(_as_table(data))[0]
 
-    def predicted(self, table: pa.Table, file: str = "table", first_row: int = 0) -> tuple[pa.Table, list[BadRow]]:
-        """Raw rows with prediction columns added, and the rows that could not be read: their predictions are null."""
+    def predicted(self, table: pa.Table) -> tuple[pa.Table, list[tuple[int, str, str]]]:
+        """Raw rows with prediction columns added, and (row, column, reason) of the bad ones: their predictions are
+        null.
+        """
         self._check_features(table)
         cleaned, bad = clean(table, self.preprocessing.features, None, (), self.job.data)
         arrays = shaped_arrays(self.preprocessing.encode(cleaned), self.preprocessing.input_spec)
@@ -75,7 +85,7 @@ class Run:
         for name, values in self._columns(outputs_NK).items():
             column = pa.array(values.to_pylist(), values.type, mask=unusable) if unusable.any() else values
             table = table.append_column(_free_name(name, table.column_names), column)
-        return table, [BadRow(file, first_row + row, column, reason) for row, column, reason in bad]
+        return table, bad
 
     def evaluate(self, data: str | None = None) -> dict[str, float]:
         """Metrics on the job's test set, or on a source with the target in it; no row is left out.
@@ -126,10 +136,10 @@ class Run:
         tables = []
         for index, fragment in enumerate(find_fragments(data, self.folder)):
             cleaned = plan.read(index, fragment)
-            reasons = cleaned[REASON]
-            if reasons.null_count < len(reasons):
-                first = reasons.drop_null()[0].as_py()
-                raise DataError(f"{data} holds rows that cannot be evaluated, the first: {first}; mend or drop them")
+            if bad := bad_rows_of(cleaned):
+                raise DataError(
+                    f"{data} holds rows that cannot be evaluated, the first: {described(bad[0])}; mend or drop them"
+                )
             tables.append(self.preprocessing.encode(cleaned, None, with_target=True))
         whole = pa.concat_tables(tables).combine_chunks()
         if not whole.num_rows:
@@ -172,6 +182,19 @@ class Run:
         return columns
 
 
+def _as_table(data: Any) -> pa.Table:
+    """A table, a data frame or a dict of columns as an Arrow table."""
+    if isinstance(data, pa.Table):
+        return data
+    try:
+        return pa.table(data) if isinstance(data, dict) else pa.Table.from_pandas(data, preserve_index=False)
+    except (pa.ArrowException, AttributeError, TypeError, ValueError) as error:
+        raise DataError(
+            f"the data, a {type(data).__name__}, cannot be read as a table ({error}); give a pyarrow.Table, a pandas "
+            "data frame, or a dict of columns of equal length"
+        ) from None
+
+
 def _free_name(name: str, taken: list[str]) -> str:
     """`name`, or with underscores added where the data have a column of that name."""
     while name in taken:
@@ -196,16 +219,20 @@ def open_run(folder: str | Path) -> Run:
         raise RunError(
             f"{folder} has no model yet: its training has not ended well; continue it with its job file and resume=true"
         )
-    job = Job.load(model_folder / "job.yaml")
-    preprocessing = Preprocessing.from_json((model_folder / "preprocessing.json").read_text())
-    model = build_model(job, preprocessing)
-    model.load_state_dict(load_file(model_folder / "weights.safetensors"))
+    try:
+        job = Job.load(model_folder / "job.yaml")
+        preprocessing = Preprocessing.from_json((model_folder / "preprocessing.json").read_text())
+        model = build_model(job, preprocessing)
+        model.load_state_dict(load_file(model_folder / "weights.safetensors"))
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch's word for weights of another network
+        reason = str(error).partition("\n")[0]
+        raise RunError(f"{model_folder} is damaged: {reason}; restore its files, or train again") from None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Run(folder.resolve(), job, preprocessing, model.to(device).eval())
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(folder: str) -> Run:
+def _opened(folder: Path, version: int) -> Run:
     """One model a process, however many fragments it predicts."""
     return open_run(folder)
 
@@ -214,18 +241,28 @@ def _opened(folder: str) -> Run:
 class _FragmentPrediction:
     """Predicts one fragment's rows, or those of one split; picklable, so that Ray Data can map it."""
 
-    folder: str
+    folder: Path
+    version: int  # when the weights were written, ns: a folder may be trained anew
     rows: tuple[NDArray[np.int64], ...] | None  # per fragment, where a split is asked for
 
     def __call__(self, index: int, fragment: Fragment) -> pa.Table:
         """Raw rows with prediction columns, and the bad rows as JSON in the column BAD."""
         table, unread = read_fragment(fragment)
+        rows = np.arange(table.num_rows) if self.rows is None else self.rows[index]
         if self.rows is not None:
-            table, unread = table.take(pa.array(self.rows[index])), []
-        predicted, bad = _opened(self.folder).predicted(table, fragment.path, fragment.first_row)
+            table = table.take(pa.array(rows))
+        try:
+            predicted, found = _opened(self.folder, self.version).predicted(table)
+        except ShapeError as error:
+            raise error.located(*fragment.locate(int(rows[error.row]), unread)) from None
+        bad = [BadRow(*fragment.locate(int(rows[row]), unread), column, reason) for row, column, reason in found]
+        if self.rows is None:  # a row that could not be read belongs to no split
+            bad = sorted([*unread, *bad], key=lambda row: (row.file, row.row))
+        if bad and not predicted.num_rows:
+            raise DataError(f"no row could be read; the first: {described(bad[0])}")
         notes: list[str | None] = [None] * predicted.num_rows
-        if notes and (unread or bad):
-            notes[0] = json.dumps([row.to_json() for row in [*unread, *bad]])
+        if bad:
+            notes[0] = json.dumps([row.to_json() for row in bad])
         return predicted.append_column(BAD, pa.array(notes, pa.string()))
 
 
@@ -246,39 +283,87 @@ def predict(run: str | Path, data: str, out: str | Path, *, workers: int = 1, qu
         RunError: no run folder, or no such split.
         DataError: a feature is missing, the source is empty or cannot be read, or `out` cannot be written.
     """
-    opened = _opened(str(Path(run)))
-    out = Path(out)
-    partial = out.with_name(out.name + ".partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()
-    except OSError as error:
-        raise DataError(
-            f"--out {out} cannot be written: {error.strerror}; name a file in a folder you may write"
-        ) from None
+    out = _checked_out(Path(out))
+    folder = Path(run).resolve() if Path(run).exists() else Path(run)
+    weights = folder / "model" / "weights.safetensors"
+    version = weights.stat().st_mtime_ns if weights.exists() else 0
+    opened = _opened(folder, version)
     fragments, rows = opened.rows_of_split(data) if data in SPLITS else (find_fragments(data, Path()), None)
-    predict_one = _FragmentPrediction(str(opened.folder), rows)
+    predict_one = _FragmentPrediction(folder, version, rows)
     tables: Iterator[pa.Table] = (predict_one(index, fragment) for index, fragment in enumerate(fragments))
     if workers > 1 or os.environ.get("RAY_ADDRESS"):
         from raynn.data import mapped_over_cluster
 
         tables = mapped_over_cluster(fragments, predict_one, workers)
-    total, bad = 0, []
-    writer: pq.ParquetWriter | None = None
-    with Counter("rows", len(fragments), quiet=quiet) as counter:
-        for table in tables:
-            for text in table[BAD].drop_null().to_pylist():
-                bad += [BadRow(**row) for row in json.loads(text)]
-            table = table.drop_columns(BAD)
-            writer = writer or pq.ParquetWriter(partial, table.schema)
-            writer.write_table(table.cast(writer.schema))
-            total += table.num_rows
-            counter.add(table.num_rows)
-    if writer is not None:
-        writer.close()
+    bad: list[BadRow] = []
+
+    def noted() -> Iterator[pa.Table]:
+        with Counter("rows", len(fragments), quiet=quiet) as counter:
+            for table in tables:
+                for text in table[BAD].drop_null().to_pylist():
+                    bad.extend(BadRow(**row) for row in json.loads(text))
+                counter.add(table.num_rows)
+                yield table.drop_columns(BAD)
+
+    total = _write_whole(noted(), out, [fragment.path for fragment in fragments])
     if not total:
-        partial.unlink()
-        raise DataError(f"{data} has no rows to predict")
-    partial.replace(out)
+        raise DataError(f"{data} has no rows to predict; name a source that does")
     write_bad_rows(out.with_name(out.name + ".bad_rows.jsonl"), bad)
     return {"rows": total, "bad_rows": len(bad), "out": str(out)}
+
+
+def _checked_out(out: Path) -> Path:
+    """The file to write, its folder made if need be. DataError when it cannot be written."""
+    if out.suffix != ".parquet":
+        raise DataError(f"--out {out} must end in .parquet: predictions are written as Parquet; rename it")
+    try:
+        if out.is_dir():
+            raise IsADirectoryError(None, "it is a folder")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = _partial(out)
+        partial.touch()
+        partial.unlink()
+    except OSError as error:
+        raise DataError(
+            f"--out {out} cannot be written: {error.strerror}; name a file in a folder you may write"
+        ) from None
+    return out
+
+
+def _partial(out: Path) -> Path:
+    return out.with_name(out.name + ".partial")
+
+
+def _write_whole(tables: Iterator[pa.Table], out: Path, files: list[str]) -> int:
+    """Writes the tables of these files to one Parquet file, whole or not at all; returns how many rows.
+
+    Raises:
+        DataError: a file whose columns are not those of the first.
+    """
+    partial = _partial(out)
+    total = 0
+    writer: pq.ParquetWriter | None = None
+    try:
+        for table, file in zip(tables, files, strict=True):
+            writer = writer or pq.ParquetWriter(partial, table.schema)
+            names = writer.schema.names
+            others = sorted(set(names) ^ set(table.column_names))
+            try:
+                table = table if others else table.select(names).cast(writer.schema)
+            except (pa.ArrowException, ValueError) as error:
+                others = [str(error)]
+            if others:
+                raise DataError(
+                    f"{file} has other columns than {files[0]}: {', '.join(others)}; predict one after the other"
+                )
+            writer.write_table(table)
+            total += table.num_rows
+        if writer is not None:
+            writer.close()
+        if total:
+            partial.replace(out)
+    finally:
+        if writer is not None:
+            writer.close()
+        partial.unlink(missing_ok=True)
+    return total

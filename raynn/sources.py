@@ -48,7 +48,7 @@ class DataSettings(Settings):
     validation: Fraction | str | tuple[str, ...] | ColumnSplit = 0.1
     test: Fraction | str | tuple[str, ...] | ColumnSplit | None = None
     target: str | None = None
-    features: tuple[str, ...] | None = None
+    features: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     columns: dict[str, Literal["numeric", "categorical", "date", "image", "sequence", "text", "ignore"]] = Field(
         default_factory=dict
     )
@@ -331,7 +331,7 @@ def _reading(path: str, what: str) -> Iterator[None]:
     except ImportError as error:
         raise DataError(f"{path}: install the package that reads such addresses: {error}") from error
     except (pa.ArrowException, OSError, EOFError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise DataError(f"{path}: cannot be read as {what}: {reason}; mend or replace it") from error
 
 

@@ -15,11 +15,13 @@ from raynn.checkpoint import load_newest
 from raynn.cluster import cluster
 from raynn.errors import JobError, RaynnError, ResourceError, RunError, TrainingError, did_you_mean
 from raynn.folder import check_storage, claim, environment, newest, write_bad_rows, write_json
-from raynn.job import Job, differences
+from raynn.job import NOT_THE_RESULT, Job, differences
+from raynn.lanes import Lanes
+from raynn.metrics import quantities_of
 from raynn.networks import NETWORKS
-from raynn.objectives import QUANTITIES
 from raynn.preparation import Driver, LocalDriver, Prepared, Understood, located, prepare, split_summary, understand
 from raynn.progress import ProgressLine
+from raynn.splits import TRAIN
 from raynn.training import Assignment, run_training
 
 CONTROLLER_FAILURE_LIMIT = 3
@@ -68,6 +70,7 @@ def _train(
         _say(f"{split_summary(prepared)}; {prepared.task}: {prepared.task_reason}")
         _say(f"run folder {run}")
     shutil.rmtree(run / "scratch", ignore_errors=True)  # of a driver that was killed
+    (run / "result.json").unlink(missing_ok=True)  # of an attempt that failed
     _describe(run, job, prepared)
     assignment = Assignment(job.model_dump_json(), prepared.preprocessing.to_json(), str(run), started_at)
     try:
@@ -99,11 +102,13 @@ def uses_ray(job: Job) -> bool:
 
 
 def checked(job: Job, prepared: Prepared) -> Job:
-    """The job itself, if its network, metric and precision can be had for these data.
+    """The job itself, if its network and metric can be had for these data.
 
     Raises:
         JobError: they cannot.
+        DataError: a global batch larger than the training rows.
     """
+    Lanes(prepared.encoded.num_rows(TRAIN), job.optimization.global_batch_size, job.optimization.seed)
     network = NETWORKS[job.network.kind]
     kinds = {spec.kind for spec in prepared.preprocessing.features}
     if not kinds & {"image", "sequence"} and network.inputs[0] == "image":
@@ -111,7 +116,7 @@ def checked(job: Job, prepared: Prepared) -> Job:
             f"network.kind = {job.network.kind!r} needs an image or a sequence column, and the features are "
             f"{', '.join(sorted(kinds))}; use network.kind: feedforward, or declare a column's kind in data.columns"
         )
-    known = [f"{split}/{quantity}" for split in ("train", "val") for quantity in QUANTITIES[prepared.task]]
+    known = [f"{split}/{quantity}" for split in ("train", "val") for quantity in quantities_of(prepared.task)]
     recorded = [k for k in known if k == "train/loss" or k.startswith("val/")]
     if prepared.task == "classification" and prepared.preprocessing.input_spec.num_outputs != 2:
         recorded.remove("val/auroc")
@@ -141,7 +146,7 @@ def _resumed_run(job: Job, storage: Path) -> Path:
     before = Job.load(run / "job.yaml")
     now = job.model_copy(update={"task": job.task or before.task})
     if before.fingerprint() != now.fingerprint():
-        changed = [line for line in differences(before, now) if not line.startswith(("resume", "resources", "name"))]
+        changed = [line for line in differences(before, now) if not line.startswith(NOT_THE_RESULT)]
         raise RunError(
             f"resume = true, but the job differs from the one that {run} was started with:\n  "
             + "\n  ".join(changed)
@@ -185,8 +190,8 @@ def _run_here(assignment: Assignment, prepared: Prepared) -> None:
 def _run_on_ray(assignment: Assignment, prepared: Prepared) -> None:
     """Ray Train: a group of workers, restarted from the newest checkpoint up to `max_failures` times."""
     import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train import FailureConfig, RunConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     from raynn.data import our_own
     from raynn.worker import train_worker

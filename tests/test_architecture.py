@@ -21,6 +21,7 @@ PLAIN = (  # these load neither torch nor ray, not even through what they import
     "settings",
     "problems",
     "jobfile",
+    "metrics",
     "resources",
     "stopping",
     "search",

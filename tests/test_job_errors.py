@@ -135,6 +135,10 @@ BAD_SETTINGS = {
         "optimization: {accumulate: 100, global_batch_size: 256}",
         "3:28: optimization.accumulate = 100: must divide global_batch_size = 256, as 128 does",
     ),
+    "more workers than lanes": (
+        "resources: {workers: 3}\noptimization: {global_batch_size: 2}",
+        "3:22: resources.workers = 3: must be at most 2, the lanes that optimization.global_batch_size = 2 is cut into",
+    ),
     "batch normalization in pieces": (
         "optimization: {accumulate: 2}",
         "3:28: optimization.accumulate = 2: must be 1 with network.normalization = 'batch', whose statistics are of "

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,13 +9,11 @@ from sklearn.metrics import f1_score, mean_absolute_error, mean_squared_error, r
 from torch import Tensor
 
 from raynn.collectives import Workers
+from raynn.metrics import quantities_of
 from raynn.objectives import (
-    HIGHER_IS_BETTER,
-    QUANTITIES,
     Evaluation,
     auroc,
     f1_macro,
-    higher_is_better,
     loss_per_row,
     with_split,
 )
@@ -102,7 +99,7 @@ def test_classification_metrics_over_batches(num_classes: int) -> None:
     if num_classes == 2:
         expected["auroc"] = roc_auc_score(truth, log_p_NK[:, 1])
     assert found == pytest.approx(expected, abs=1e-6)
-    assert set(found) <= set(QUANTITIES["classification"])
+    assert set(found) <= set(quantities_of("classification"))
     # a confusion of true and predicted would leave accuracy alone: here every row is predicted 0
     lopsided = metrics(classes(2), torch.tensor([[1.0, 0.0]] * 4), torch.tensor([0, 0, 0, 1]))
     assert lopsided["accuracy"] == 0.75
@@ -125,7 +122,7 @@ def test_regression_metrics_are_in_the_units_of_the_target() -> None:
         "mae_standardized": mae,
     }
     assert found == pytest.approx(expected, abs=1e-6)
-    assert tuple(found) == QUANTITIES["regression"]
+    assert tuple(found) == quantities_of("regression")
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 0.3, -1.7])
@@ -150,18 +147,6 @@ def test_metrics_can_be_asked_twice() -> None:
     evaluation = Evaluation(classes(2), CPU)
     evaluation.add(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 1]))
     assert evaluation.metrics(Workers())["accuracy"] == evaluation.metrics(Workers())["accuracy"] == 0.5
-
-
-@pytest.mark.parametrize(
-    ("metric", "higher"), [("val/loss", False), ("val/accuracy", True), ("test/auroc", True), ("val/rmse", False)]
-)
-def test_the_direction_of_a_metric(metric: str, higher: bool) -> None:
-    assert higher_is_better(metric) is higher
-
-
-def test_every_quantity_with_a_direction_exists() -> None:
-    known: set[Any] = {name for names in QUANTITIES.values() for name in names}
-    assert known >= HIGHER_IS_BETTER
 
 
 def test_keys_name_their_split() -> None:

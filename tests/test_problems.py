@@ -90,7 +90,8 @@ CASES: list[tuple[JsonValue, list[str]]] = [
     (
         {"small": 1},
         [
-            "small: unknown key. It belongs to 'either.size.small'. Valid keys: either, table, rows, numbers, word, source"
+            "small: unknown key. It belongs to 'either.size.small'. "
+            "Valid keys: either, table, rows, numbers, word, source"
         ],
     ),
     ([], ["must be a section of `key: value` lines, not a list"]),

@@ -88,7 +88,7 @@ def test_the_writer_writes_while_work_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_gone_does_not_stop_training(tmp_path: Path) -> None:
-    with ProgressWriter(tmp_path / "gone", lambda: {}) as writer:
+    with ProgressWriter(tmp_path / "gone", dict) as writer:
         writer.tick()
     assert not (tmp_path / "gone").exists()
 

@@ -9,7 +9,9 @@ from pydantic import ValidationError
 
 from raynn.errors import JobError
 from raynn.job import Job
-from raynn.search import QUANTITIES, SearchSettings, drawn_real, outermost
+from raynn.metrics import QUANTITIES
+from raynn.problems import Problem
+from raynn.search import SearchSettings, drawn_real, outermost
 
 DISTRIBUTIONS = {
     "uniform": [0.0, 1.0],
@@ -176,6 +178,20 @@ def test_settings_that_are_searched_together_may_fit_together() -> None:
     )
     (line,) = error_of({"optimization.accumulate": {"choice": [3]}}, "network.normalization=group")
     assert "3 does not fit optimization.accumulate: must divide global_batch_size = 256, as 2 does" in line
+
+
+def test_a_problem_of_a_whole_section_is_left_to_the_trial_when_more_of_it_is_searched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def problems_in(annotation: object, tree: dict[str, dict[str, object]]) -> list[Problem]:
+        doubtful = tree["network"].get("channels") == [7]
+        return [Problem(("network",), "value_error", "widths differ", tree["network"])] if doubtful else []
+
+    monkeypatch.setattr("raynn.job.problems_in", problems_in)
+    space: dict[str, object] = {"network.channels": {"choice": [[7], [8]]}}
+    (line,) = error_of(space)
+    assert line.endswith("[7] does not fit network.channels: network: widths differ")
+    job_with({**space, "network.block": {"choice": ["plain", "residual"]}})
 
 
 def test_a_problem_of_the_job_itself_is_not_blamed_on_the_search() -> None:

@@ -315,7 +315,7 @@ def test_a_corrupt_parquet_file_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"PAR1 and nothing more")
     assert message(lambda: find_fragments("t.parquet", tmp_path)) == (
         f"{path}: cannot be read as parquet: Parquet magic bytes not found in footer. Either the file is corrupted "
-        "or this is not a parquet file.; mend or replace it"
+        "or this is not a parquet file; mend or replace it"
     )
     write_parquet(path)
     (fragment,) = find_fragments("t.parquet", tmp_path)

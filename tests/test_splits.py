@@ -248,6 +248,10 @@ FOLD = ColumnSplit(column="fold", equals="tset")
             "'test'. Did you mean 'test'? Set `equals` to one of them",
         ),
         (
+            {"num_rows": 3, "validation": FOLD, "values": {"fold": ["tset", "a", "a"]}, "bad": [1, 0, 0]},
+            "data.validation: no usable row of data.train has fold = 'tset'; its values are 'a'. Set",
+        ),
+        (
             {"num_rows": 14, "validation": FOLD, "values": {"fold": [f"{i:02}" for i in range(14)]}},
             "its values are '00', '01', '02', '03', '04', '05', '06', '07', '08', '09', ... (4 more). Set",
         ),

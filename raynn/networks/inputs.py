@@ -52,7 +52,7 @@ class PiecewiseLinearEmbedding(nn.Module):
 
 
 class PeriodicEmbedding(nn.Module):
-    """Sines and cosines of learned frequencies, a linear map a column, ReLU (Gorishniy et al. 2022, section 3.3, eq. 5).
+    """Sines and cosines of learned frequencies, a linear map, ReLU (Gorishniy et al. 2022, section 3.3, eq. 5).
 
     `scale` is the standard deviation of the initial frequencies, their most important setting.
     """

@@ -1,0 +1,66 @@
+"""Trained runs that tests share; training one takes about half a second."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+from flowers import flowers, paint
+
+from raynn.job import Job
+from raynn.trainer import train
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_cluster() -> Iterator[None]:
+    """Tests do not join a cluster that the machine happens to know of, nor report to anyone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("WANDB_MODE", "disabled")
+        yield
+
+
+@pytest.fixture(scope="session")
+def garden(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with flowers.parquet, the same rows as flowers.csv, and the image folder pets."""
+    folder = tmp_path_factory.mktemp("garden")
+    pq.write_table(flowers(), folder / "flowers.parquet", row_group_size=50)
+    pyarrow.csv.write_csv(flowers(), folder / "flowers.csv")
+    paint(folder / "pets")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def classifier(garden: Path) -> Path:
+    """A run that tells kinds of flowers, with a test set."""
+    return _trained(garden, "classifier", data={"target": "kind", "test": 0.25})
+
+
+@pytest.fixture(scope="session")
+def regressor(garden: Path) -> Path:
+    """A run that tells prices; it has no test set."""
+    return _trained(garden, "regressor", data={"target": "price"}, epochs=12)
+
+
+@pytest.fixture(scope="session")
+def image_classifier(garden: Path) -> Path:
+    """A run that tells cats from dogs, pictures of 8 x 8."""
+    data = {"train": str(garden / "pets"), "target": "label"}
+    return _trained(garden, "pets", data, network={"kind": "cnn", "channels": [4]}, epochs=2)
+
+
+def _trained(
+    garden: Path, name: str, data: dict[str, Any], network: dict[str, Any] | None = None, epochs: int = 4
+) -> Path:
+    job = {
+        "name": name,
+        "data": {"train": str(garden / "flowers.parquet"), **data},
+        "network": network or {"kind": "feedforward", "hidden": [16]},
+        "optimization": {"global_batch_size": 16, "max_epochs": epochs, "learning_rate": 1e-2},
+        "storage": str(garden / "runs"),
+    }
+    return train(Job.from_dict(job))

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from processes import run_on_workers
+
+from raynn.collectives import SumOverWorkers, Workers
+
+
+def everything(workers: Workers) -> dict[str, Any]:
+    """Each collective once, on what differs between ranks."""
+    rank = workers.rank
+    x = torch.tensor([rank + 1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    total: torch.Tensor = SumOverWorkers.apply(x)
+    ((rank + 1) * total**2).sum().backward()
+    return {
+        "sum": workers.sum(torch.tensor([[rank, 1]])).tolist(),
+        "any of one": workers.any(rank == 1),
+        "any of none": workers.any(False),
+        "decided": workers.decided(rank + 1 / 3),
+        "max": workers.max(-rank - 1 / 3),
+        "gathered": workers.gathered(torch.full((2 * rank + 1, 2), float(rank))).tolist(),
+        "gathered from one": workers.gathered(torch.ones(rank, 3)).tolist(),
+        "total": total.tolist(),
+        "gradient": x.grad,
+    }
+
+
+def test_two_workers_agree(tmp_path: Path) -> None:
+    first, second = run_on_workers(everything, 2, tmp_path)
+    # the workers' losses are 1 * total^2 and 2 * total^2: the derivative of their sum is 6 * total
+    assert first.pop("gradient").tolist() == second.pop("gradient").tolist() == [18.0, 24.0]
+    assert first == second
+    assert first == {
+        "sum": [[1, 2]],
+        "any of one": True,
+        "any of none": False,
+        "decided": 1 / 3,  # in float64
+        "max": -1 / 3,
+        "gathered": [[0.0, 0.0]] + [[1.0, 1.0]] * 3,
+        "gathered from one": [[1.0, 1.0, 1.0]],
+        "total": [3.0, 4.0],
+    }
+
+
+def test_one_worker_needs_no_group() -> None:
+    alone, x = Workers(), torch.ones(3)
+    assert alone.sum(x) is x
+    assert alone.gathered(x) is x
+    assert (alone.any(True), alone.any(False)) == (True, False)
+    assert (alone.decided(2.5), alone.max(-1.5)) == (2.5, -1.5)
