@@ -31,6 +31,7 @@ data, worker and trainer, `wandb` in tracking alone.
     randomness.py      random numbers as a function of seed, epoch, row and place
     collectives.py     what the workers of one run do together
     regularization.py  every knob against overfitting, in one table for all networks
+    augmentation.py    images flipped and shifted while training
     optimization.py    optimizer and learning rate as functions of the step
     objectives.py      losses, and the metrics computed
     networks/          WHO learns: one file per type, named in one table

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raynn.augmentation import augmented
 from raynn.batches import Shard, TrainingShard, evaluation_batches
 from raynn.checkpoint import restore_optimizer
 from raynn.collectives import Workers
@@ -87,6 +88,7 @@ def train_epochs(
             rate = learning_rate(settings, epoch * steps + k, steps * settings.max_epochs, reductions)
             for group in state.optimizer.param_groups:
                 group["lr"] = rate
+            batch = augmented(batch, key_B, job.regularization)
             losses[k] = _backward(job, network, batch, key_B, train.lanes.batch_rows(k), workers)
             clip_gradient_norm(state.model, job.regularization.gradient_clip_norm)
             state.optimizer.step()

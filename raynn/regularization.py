@@ -26,6 +26,10 @@ class RegularizationSettings(Settings):
         float, Field(ge=0.0, description="decoupled decay of weight matrices; biases and norms exempt")
     ] = 1e-4
     label_smoothing: Annotated[Probability, Field(description="share of the target spread over all classes")] = 0.0
+    horizontal_flip: Annotated[Probability, Field(description="share of training images mirrored left to right")] = 0.0
+    crop_padding: Annotated[
+        int, Field(ge=0, description="largest shift of a training image in pixels, each way; borders are reflected")
+    ] = 0
     gradient_clip_norm: Annotated[
         float | None, Field(gt=0.0, description="largest Euclidean norm of the whole gradient")
     ] = None

@@ -126,6 +126,13 @@ def checked(job: Job, prepared: Prepared) -> Job:
             f"early_stopping.monitor = {monitor!r} is not recorded by this {prepared.task} job."
             f"{did_you_mean(monitor, recorded)} Recorded: {', '.join(recorded)}"
         )
+    for knob in ("horizontal_flip", "crop_padding"):
+        value = getattr(job.regularization, knob)
+        if value and "image" not in kinds:
+            raise JobError(
+                f"regularization.{knob} = {value:g} changes images, and the features are {', '.join(sorted(kinds))}; "
+                "set it to 0"
+            )
     if prepared.task == "regression" and job.regularization.label_smoothing:
         raise JobError(
             f"regularization.label_smoothing = {job.regularization.label_smoothing:g} has no meaning for regression; "

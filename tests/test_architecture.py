@@ -45,6 +45,7 @@ ORDER = (
     "randomness",
     "collectives",
     "regularization",
+    "augmentation",
     "optimization",
     "objectives",
     "networks.layers",

@@ -91,7 +91,7 @@ JOB_FILES = {
     ),
     "several mistakes at once": Bad(
         "train bad.yaml",
-        ("bad.yaml:4:18: regularization.dropout = 2: must be less than 1", "bad.yaml:5:1: rsources: unknown key"),
+        ("bad.yaml:4:27: regularization.dropout = 2: must be less than 1", "bad.yaml:5:1: rsources: unknown key"),
         job_file(JOB + "regularization: {dropout: 2}\nrsources: {workers: 1}\n"),
     ),
     "misspelt network": Bad(train("network={kind: cn}"), ("network.kind = 'cn': must be one of", "'cnn'")),
@@ -178,7 +178,8 @@ SOURCES = {
         train("data.train=digit"), ("digit: no such file, folder or data set", "Did you mean 'digits'?")
     ),
     "glob that matches nothing": Bad(
-        train("data.train=*.parquet"), ("*.parquet: no file matches; looked for", "there are flowers.csv, job.yaml")
+        train("data.train=flower-*.csv"),
+        ("flower-*.csv: no file matches; looked for", "there are flowers.csv, job.yaml"),
     ),
     "folder with nothing in it": Bad(
         train("data.train=empty"), ("empty: an empty folder; put data into it",), lambda: Path("empty").mkdir()

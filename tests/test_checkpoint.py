@@ -15,9 +15,15 @@ from raynn.optimization import OptimizationSettings, build_optimizer
 def same(a: Any, b: Any) -> bool:
     """Bit-equal, of the same types and keys."""
     if isinstance(a, Tensor):
-        return a.dtype == b.dtype and a.shape == b.shape and a.numpy(force=True).tobytes() == b.numpy(force=True).tobytes()
+        return (
+            a.dtype == b.dtype and a.shape == b.shape and a.numpy(force=True).tobytes() == b.numpy(force=True).tobytes()
+        )
     if isinstance(a, dict):
-        return list(a) == list(b) and all(type(p) is type(q) for p, q in zip(a, b, strict=True)) and all(same(a[k], b[k]) for k in a)
+        return (
+            list(a) == list(b)
+            and all(type(p) is type(q) for p, q in zip(a, b, strict=True))
+            and all(same(a[k], b[k]) for k in a)
+        )
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
     return type(a) is type(b) and (a == b or (a != a and b != b))

@@ -51,8 +51,7 @@ def test_storage_that_cannot_be_written(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     message = (
-        f"storage = {storage!r} cannot be written: {reason}; choose a folder you may write, "
-        "for instance storage=runs"
+        f"storage = {storage!r} cannot be written: {reason}; choose a folder you may write, for instance storage=runs"
     )
     with pytest.raises(JobError, match=f"^{re.escape(message)}$"):
         check_storage(storage)
@@ -112,6 +111,9 @@ def test_the_result_of_a_run_that_has_not_ended(tmp_path: Path) -> None:
         read_result(tmp_path)
     write_json(tmp_path / "result.json", {"epochs": 3})
     assert read_result(tmp_path) == {"epochs": 3}
+    (tmp_path / "result.json").write_text('{"epochs": 3')
+    with pytest.raises(RunError, match=r"result\.json is damaged \(.+\); restore it, or train again$"):
+        read_result(tmp_path)
 
 
 def test_bad_rows_are_one_json_object_a_line(tmp_path: Path) -> None:
@@ -121,6 +123,8 @@ def test_bad_rows_are_one_json_object_a_line(tmp_path: Path) -> None:
     rows = [BadRow("a.csv", 3, "x", "not a number"), BadRow("ü.csv", 4, None, "3 fields\nof 4")]
     write_bad_rows(path, iter(rows))
     assert [json.loads(line) for line in path.read_text().splitlines()] == [row.to_json() for row in rows]
+    write_bad_rows(path, [])
+    assert not path.exists(), "an earlier file tells of rows that are good now"
 
 
 def test_the_environment_is_plain_and_complete(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,9 +96,7 @@ def test_rows_are_shuffled_within_their_lane() -> None:
 
 
 def test_a_batch_larger_than_the_data_is_refused() -> None:
-    message = (
-        "optimization.global_batch_size = 101 is larger than the 100 training rows; set it to 100 or less"
-    )
+    message = "optimization.global_batch_size = 101 is larger than the 100 training rows; set it to 100 or less"
     with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
         Lanes(100, 101, 0)
     assert Lanes(100, 100, 0).steps_per_epoch == 1

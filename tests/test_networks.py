@@ -250,7 +250,10 @@ def test_embeddings_biases_and_norms_are_not_decayed(kind: str, option: dict[str
 @pytest.mark.parametrize(
     "fields",
     [
-        *({"image_CHW": size} for size in ((1, 1, 1), (2, 1, 9), (3, 7, 5), (4, 2, 2), (5, 33, 3), (6, 8, 8), (7, 3, 1))),
+        *(
+            {"image_CHW": size}
+            for size in ((1, 1, 1), (2, 1, 9), (3, 7, 5), (4, 2, 2), (5, 33, 3), (6, 8, 8), (7, 3, 1))
+        ),
         *({"sequence_TC": size} for size in ((1, 1), (2, 5), (17, 3), (64, 7))),
     ],
     ids=str,

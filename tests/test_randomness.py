@@ -18,9 +18,7 @@ def lowbias32(x: int) -> int:
 
 def test_random_bits_are_lowbias32() -> None:
     edges = [0, 1, -1, 2**31 - 1, -(2**31), 0x7FEB352D, -0x7B935975]
-    key_B = torch.cat(
-        [torch.tensor(edges, dtype=torch.int32), torch.from_numpy(row_keys(5, 2, np.arange(40)))]
-    )
+    key_B = torch.cat([torch.tensor(edges, dtype=torch.int32), torch.from_numpy(row_keys(5, 2, np.arange(40)))])
     salt_N = torch.cat([torch.tensor(edges, dtype=torch.int32), column_salts(3, 30)])
     expected = [
         [lowbias32((key ^ salt) & 0xFFFFFFFF) & 0x7FFFFFFF for salt in salt_N.tolist()] for key in key_B.tolist()

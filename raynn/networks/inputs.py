@@ -115,6 +115,9 @@ class TableEmbedding(nn.Module):
         self.categories = nn.ModuleList(
             nn.Embedding(size, width) for size, width in zip(inputs.cardinalities, widths, strict=True)
         )
+        with torch.no_grad():
+            for embedding in self.categories:
+                embedding.weight[0].zero_()  # the unknown bucket: what training never saw adds nothing
         self.width = len(plain) + len(embedded) * number_width + sum(widths)
 
     embedded: Tensor

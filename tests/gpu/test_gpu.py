@@ -1,0 +1,70 @@
+"""What only a GPU shows; skipped where there is none: `pytest -m gpu`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from raynn.job import Job
+from raynn.trainer import train
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"),
+]
+
+
+def job(storage: Path, **optimization: Any) -> Job:
+    """A CNN on digits, three epochs."""
+    return Job.from_dict(
+        {
+            "data": {"train": "digits", "target": "label", "test": 0.2},
+            "network": {"kind": "cnn", "channels": [16, 32], "head_hidden": [32]},
+            "regularization": {"dropout": 0.2, "horizontal_flip": 0.5, "crop_padding": 1},
+            "optimization": {"global_batch_size": 64, "max_epochs": 3} | optimization,
+            "storage": str(storage),
+        }
+    )
+
+
+def losses(run: Path) -> list[float]:
+    """Training and validation losses, epoch after epoch."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [record[key] for record in records for key in ("train/loss", "val/loss")]
+
+
+def test_gpu_and_cpu_see_the_same_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_gpu = losses(train(job(tmp_path / "gpu")))
+    with monkeypatch.context() as context:
+        context.setattr(torch.cuda, "is_available", lambda: False)
+        on_cpu = losses(train(job(tmp_path / "cpu")))
+    # TF32 is off by default for matrix products, convolutions differ by their algorithms
+    assert on_gpu == pytest.approx(on_cpu, rel=2e-2)
+    assert on_gpu[0] == pytest.approx(on_cpu[0], rel=2e-3)
+
+
+def test_data_live_on_the_gpu_and_disk_gives_the_same_batches(tmp_path: Path) -> None:
+    resident = losses(train(job(tmp_path / "device")))
+    small = job(tmp_path / "disk")
+    small = small.model_copy(update={"resources": small.resources.model_copy(update={"residence": "disk"})})
+    assert losses(train(small)) == pytest.approx(resident, rel=1e-3)
+
+
+def test_bf16_learns(tmp_path: Path) -> None:
+    run = train(job(tmp_path, precision="bf16"))
+    assert json.loads((run / "result.json").read_text())["metrics"]["test/accuracy"] > 0.8
+
+
+@pytest.mark.cluster
+def test_one_ray_worker_on_the_gpu_equals_local_mode(tmp_path: Path) -> None:
+    """NCCL, one process a GPU."""
+    local = losses(train(job(tmp_path / "local")))
+    through_ray = job(tmp_path / "ray")
+    through_ray = through_ray.model_copy(
+        update={"resources": through_ray.resources.model_copy(update={"driver": "ray", "gpus_per_worker": 1.0})}
+    )
+    assert losses(train(through_ray)) == pytest.approx(local, rel=1e-3)
