@@ -46,13 +46,6 @@ NOT_SEARCHED: dict[str, str] = {
     "network.kind": "the other keys of `network` depend on it; search each kind with a job of its own",
 }
 
-# Keys of `data` that only series and text have.
-SERIES_TASKS: dict[str, tuple[Task, ...]] = {
-    "time": ("forecasting",),
-    "window": ("forecasting", "language_modeling"),
-    "horizon": ("forecasting",),
-}
-
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 
 
@@ -157,10 +150,6 @@ def _relations(job: Job) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     tasks = NETWORKS[job.network.kind].tasks
     if job.task is not None and job.task not in tasks:
         yield "task", f"a network of kind {job.network.kind!r} is for {' and '.join(tasks)}", ("network.kind",)
-    for key, series_tasks in SERIES_TASKS.items():
-        if getattr(job.data, key) is not None and job.task not in (None, *series_tasks):
-            message = f"only for {' and '.join(series_tasks)}, and task is {job.task!r}: remove it"
-            yield f"data.{key}", message, ("task",)
     rows, pieces = job.optimization.global_batch_size, job.optimization.accumulate
     if rows % pieces:
         divisors = [n for n in range(1, rows + 1) if rows % n == 0]
@@ -174,7 +163,11 @@ def _relations(job: Job) -> Iterator[tuple[str, str, tuple[str, ...]]]:
             f"use fewer workers, or a batch with a larger divisor up to {MAX_LANES}",
             ("optimization.global_batch_size",),
         )
-    if pieces > 1 and getattr(job.network, "normalization", None) == "batch":
+    batch_norm = getattr(job.network, "normalization", None) == "batch"
+    if rows == 1 and batch_norm:
+        message = "must be at least 2 with network.normalization = 'batch': one row has no variance"
+        yield "optimization.global_batch_size", message, ("network.normalization",)
+    if pieces > 1 and batch_norm:
         choices = get_args(type(job.network).model_fields["normalization"].annotation)
         others = " or ".join(repr(choice) for choice in choices if choice not in ("none", "batch"))
         yield (

@@ -2,8 +2,9 @@
 
 The training rows, in their order, are cut into V contiguous lanes; V depends on the job alone. Batch k of epoch e
 takes rows k*b .. (k+1)*b of every lane, b = global_batch_size / V, in an order seeded by (seed, epoch, lane). The last
-batch of an epoch takes what is left of every lane, so each row is seen once an epoch. A worker owns a contiguous run
-of lanes, hence a contiguous run of rows, and every lane gives at least one row to every batch: no worker is ever idle.
+batch of an epoch takes what is left of every lane, from a half to one and a half times b: each row is seen once an
+epoch, no batch is tiny, and every lane gives at least one row to every batch, so that no worker is ever idle. A worker
+owns a contiguous run of lanes, hence a contiguous run of rows.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ class Lanes:
     @property
     def steps_per_epoch(self) -> int:
         """Batches an epoch, the same on every worker."""
-        shortest = self.num_rows // self.count
-        return -(-shortest // self.rows_per_batch)
+        shortest, b = self.num_rows // self.count, self.rows_per_batch
+        return (2 * shortest + b) // (2 * b)
 
     def rows_of(self, lane: int) -> tuple[int, int]:
         """First and one past the last row of a lane."""

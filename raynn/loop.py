@@ -136,7 +136,7 @@ def _backward(
     for i, (piece, key) in enumerate(zip(chunks, key_B.chunk(pieces), strict=True)):
         waits = i + 1 < len(chunks) and isinstance(network, nn.parallel.DistributedDataParallel)
         with network.no_sync() if waits else nullcontext():  # type: ignore[operator]
-            with _precision(job, workers):
+            with precision(job, workers.device):
                 outputs_BK = network(piece, key)
             loss_B = loss_per_row(outputs_BK, piece["target"], job.task, job.regularization.label_smoothing)
             loss = loss_B.sum()
@@ -150,17 +150,21 @@ def evaluate_shard(job: Job, inputs: InputSpec, model: nn.Module, shard: Shard, 
     """Quantities of a split over all workers' shards, no row left out, the same on every worker."""
     model.eval()
     evaluation = Evaluation(inputs, workers.device)
-    rows_per_batch = max(256, min(4096, job.optimization.global_batch_size))
-    for batch in evaluation_batches(shard, rows_per_batch, workers.device):
-        with _precision(job, workers):
+    for batch in evaluation_batches(shard, evaluation_batch_rows(job), workers.device):
+        with precision(job, workers.device):
             outputs_BK = model(batch)
         evaluation.add(outputs_BK, batch["target"])
     return evaluation.metrics(workers)
 
 
-def _precision(job: Job, workers: Workers) -> torch.autocast:
+def precision(job: Job, device: torch.device) -> torch.autocast:
     """bfloat16 where asked: matrix products and convolutions in 16 bits, weights and sums in 32."""
-    return torch.autocast(workers.device.type, torch.bfloat16, enabled=job.optimization.precision == "bf16")
+    return torch.autocast(device.type, torch.bfloat16, enabled=job.optimization.precision == "bf16")
+
+
+def evaluation_batch_rows(job: Job) -> int:
+    """Rows of a batch that is only looked at: like a training batch, which is known to fit, within 256 .. 4,096."""
+    return max(256, min(4096, job.optimization.global_batch_size))
 
 
 def _data_parallel(model: nn.Module, workers: Workers) -> nn.Module:

@@ -16,13 +16,13 @@ from raynn.hashing import splitmix64
 
 def row_keys(seed: int, epoch: int, rows: NDArray[np.int64]) -> NDArray[np.int32]:
     """One 32-bit key a row and epoch, shape of `rows`."""
-    counter = splitmix64(splitmix64(np.array([seed], np.uint64)) ^ np.uint64(epoch))
+    counter = splitmix64(splitmix64(np.array([seed], np.uint64)) ^ np.array([epoch], np.uint64))
     return (splitmix64(rows.astype(np.uint64) ^ counter) >> np.uint64(32)).astype(np.uint32).view(np.int32)
 
 
 def column_salts(place: int, num: int) -> Tensor:
     """One fixed 32-bit number a column [N] for the place (a layer) that draws."""
-    counter = splitmix64(np.array([place + 1], np.uint64)) + np.arange(num, dtype=np.uint64)
+    counter = splitmix64(np.array([place + 1], np.uint64)) + np.arange(num).astype(np.uint64)
     return torch.from_numpy((splitmix64(counter) >> np.uint64(32)).astype(np.uint32).view(np.int32).copy())
 
 

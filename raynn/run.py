@@ -24,7 +24,7 @@ from raynn.collectives import Workers
 from raynn.errors import DataError, RunError
 from raynn.folder import check_run, read_result, write_bad_rows
 from raynn.job import Job
-from raynn.loop import evaluate_shard
+from raynn.loop import evaluate_shard, evaluation_batch_rows, precision
 from raynn.objectives import with_split
 from raynn.preparation import (
     LocalDriver,
@@ -42,7 +42,6 @@ from raynn.sources import BadRow, Fragment, find_fragments, read_fragment
 from raynn.splits import NAMES
 from raynn.training import build_model
 
-ROWS_AT_ONCE = 4096
 BAD = "__bad__"  # column of bad rows as JSON, in a fragment's first row
 SPLITS = {name: split for split, name in NAMES.items()}
 
@@ -164,10 +163,12 @@ class Run:
         self.model.eval()
         device = next(self.model.parameters()).device
         outputs = [np.zeros((0, self.preprocessing.input_spec.num_outputs), np.float32)]
-        for start in range(0, num_rows, ROWS_AT_ONCE):
-            stop = min(start + ROWS_AT_ONCE, num_rows)
-            batch = {k: torch.from_numpy(np.array(a[start:stop])).to(device) for k, a in arrays.items()}
-            outputs.append(self.model(batch).float().cpu().numpy())
+        rows_at_once = evaluation_batch_rows(self.job)
+        for start in range(0, num_rows, rows_at_once):
+            rows = slice(start, min(start + rows_at_once, num_rows))
+            batch = {name: torch.from_numpy(np.array(array[rows])).to(device) for name, array in arrays.items()}
+            with precision(self.job, device):
+                outputs.append(self.model(batch).float().cpu().numpy())
         return np.concatenate(outputs)
 
     def _columns(self, outputs_NK: NDArray[np.float32]) -> dict[str, pa.Array]:

@@ -24,6 +24,12 @@ from raynn.progress import ProgressLine
 from raynn.splits import TRAIN
 from raynn.training import Assignment, run_training
 
+# Keys of `data` that only series and text have, and their tasks.
+SERIES_KEYS = {
+    "time": ("forecasting",),
+    "window": ("forecasting", "language_modeling"),
+    "horizon": ("forecasting",),
+}
 CONTROLLER_FAILURE_LIMIT = 3
 
 
@@ -116,6 +122,12 @@ def checked(job: Job, prepared: Prepared) -> Job:
             f"network.kind = {job.network.kind!r} needs an image or a sequence column, and the features are "
             f"{', '.join(sorted(kinds))}; use network.kind: feedforward, or declare a column's kind in data.columns"
         )
+    for key, tasks in SERIES_KEYS.items():
+        value = getattr(job.data, key)
+        if value is not None:
+            raise JobError(
+                f"data.{key} = {value!r} is for {' and '.join(tasks)}, and the task is {prepared.task}: remove it"
+            )
     known = [f"{split}/{quantity}" for split in ("train", "val") for quantity in quantities_of(prepared.task)]
     recorded = [k for k in known if k == "train/loss" or k.startswith("val/")]
     if prepared.task == "classification" and prepared.preprocessing.input_spec.num_outputs != 2:
@@ -186,7 +198,8 @@ def _run_here(assignment: Assignment, prepared: Prepared) -> None:
     from raynn.collectives import Workers
     from raynn.placement import place_shards
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    wants_gpu = assignment.job.resources.gpus_per_worker != 0
+    device = torch.device("cuda" if wants_gpu and torch.cuda.is_available() else "cpu")
     workers = Workers(device=device)
     scratch = Path(assignment.folder) / "scratch"
     shards = place_shards(prepared.encoded, lambda table: table, assignment.job, workers, 1, scratch)

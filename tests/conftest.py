@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+import torch
 from flowers import flowers, paint
 
 from raynn.job import Job
@@ -16,11 +17,15 @@ from raynn.trainer import train
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_cluster() -> Iterator[None]:
-    """Tests do not join a cluster that the machine happens to know of, nor report to anyone."""
+def _to_itself() -> Iterator[None]:
+    """Tests join no cluster that the machine happens to know of and report to no one; one thread a process, because
+    threads that wait for each other stall on a machine that is busy with something else.
+    """
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("WANDB_MODE", "disabled")
+        patch.delenv("RAY_ADDRESS", raising=False)
         yield
 
 

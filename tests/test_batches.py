@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def arrays(num_rows: int) -> Arrays:
 
 def pieces(whole: Arrays, *cuts: int) -> Iterator[Arrays]:
     bounds = [0, *cuts, len(whole["target"])]
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in pairwise(bounds):
         yield {name: array[start:stop] for name, array in whole.items()}
 
 

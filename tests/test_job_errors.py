@@ -135,6 +135,10 @@ BAD_SETTINGS = {
         "optimization: {accumulate: 100, global_batch_size: 256}",
         "3:28: optimization.accumulate = 100: must divide global_batch_size = 256, as 128 does",
     ),
+    "batch normalization of one row": (
+        "optimization: {global_batch_size: 1}",
+        "3:35: optimization.global_batch_size = 1: must be at least 2 with network.normalization = 'batch'",
+    ),
     "more workers than lanes": (
         "resources: {workers: 3}\noptimization: {global_batch_size: 2}",
         "3:22: resources.workers = 3: must be at most 2, the lanes that optimization.global_batch_size = 2 is cut into",
@@ -234,14 +238,6 @@ BAD_FILES = {
     "longer list": (
         "data: {train: x, image_size: [32, 32, 3]}\nnetwork: {kind: cnn}\n",
         ["1:30: data.image_size = [32, 32, 3]: must be a list of 2 integers"],
-    ),
-    "series settings of a table": (
-        "data: {train: x, time: t, window: 3, horizon: 2}\nnetwork: {kind: cnn}\ntask: regression\n",
-        [
-            "1:24: data.time = 't': only for forecasting, and task is 'regression': remove it",
-            "1:35: data.window = 3: only for forecasting and language_modeling, and task is 'regression': remove it",
-            "1:47: data.horizon = 2: only for forecasting, and task is 'regression': remove it",
-        ],
     ),
 }
 

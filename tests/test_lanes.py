@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -91,7 +92,7 @@ def test_rows_are_shuffled_within_their_lane() -> None:
     lanes = Lanes(64 * 100, 64, 0)
     firsts = [lanes.batches(0, 0, 1)[k][0] for k in range(100)]  # lane 0 gives the first row of each batch
     assert sorted(firsts) == list(range(100))
-    descents = sum(a > b for a, b in zip(firsts, firsts[1:], strict=False))
+    descents = sum(a > b for a, b in pairwise(firsts))
     assert 35 < descents < 64  # 49.5 +- 2.9 in a random order
 
 

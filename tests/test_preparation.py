@@ -167,13 +167,14 @@ def test_bad_rows_past_the_limit_fail(limit: float, tmp_path: Path) -> None:
         table = with_value(table, row, "width", f"wide{row}")
     pyarrow.csv.write_csv(table, tmp_path / "bad.csv")
     with pytest.raises(DataError) as caught:
-        prepared(tmp_path, train="bad.csv", max_bad_rows=limit)
+        prepared(tmp_path, train="bad.csv", columns={"width": "numeric"}, max_bad_rows=limit)
     lines = str(caught.value).splitlines()
     assert lines[0] == f"7 of 240 rows (2.92%) are bad, and data.max_bad_rows = {limit:g} allows fewer:"
     assert lines[1] == f"  {tmp_path / 'bad.csv'}, row 10, column width: 'wide10' is not a number"
     assert lines[6] == "  and 2 more"
     assert lines[7] == "Mend them, or quarantine them with data.max_bad_rows=0.03"
-    assert prepared(tmp_path, train="bad.csv", max_bad_rows=0.03).encoded.counts.sum() == 233
+    enough = prepared(tmp_path, train="bad.csv", columns={"width": "numeric"}, max_bad_rows=0.03)
+    assert enough.encoded.counts.sum() == 233
 
 
 def test_bad_rows_are_quarantined_in_the_run_folder(tmp_path: Path) -> None:

@@ -112,12 +112,11 @@ class TableEmbedding(nn.Module):
         elif embedded:
             self.numbers = PeriodicEmbedding(len(embedded), number_width, number_frequencies, number_scale)
         widths = [category_width or min(50, round(1.6 * size**0.56)) for size in inputs.cardinalities]
-        self.categories = nn.ModuleList(
-            nn.Embedding(size, width) for size, width in zip(inputs.cardinalities, widths, strict=True)
-        )
+        embeddings = [nn.Embedding(size, width) for size, width in zip(inputs.cardinalities, widths, strict=True)]
         with torch.no_grad():
-            for embedding in self.categories:
+            for embedding in embeddings:
                 embedding.weight[0].zero_()  # the unknown bucket: what training never saw adds nothing
+        self.categories = nn.ModuleList(embeddings)
         self.width = len(plain) + len(embedded) * number_width + sum(widths)
 
     embedded: Tensor
