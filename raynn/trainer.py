@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -244,9 +246,15 @@ def _run_on_ray(assignment: Assignment, prepared: Prepared) -> None:
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
+    on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         error = trainer.fit().return_value
     except ray.train.TrainingFailedError as failure:
         raise our_own(failure) or TrainingError(f"the workers failed: {failure}") from failure
+    except SystemExit:  # Ray's way to answer Ctrl-C, once the workers are stopped
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, on_interrupt)
     if error is not None:
         raise error
