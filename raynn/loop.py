@@ -44,6 +44,10 @@ class TrainingState:
     decision: Decision | None = None
     # seen by the progress line, not part of a checkpoint
     step_of_epoch: int = 0
+    losses: Tensor = field(
+        default_factory=lambda: torch.zeros(0)
+    )  # of this epoch's steps, summed over this worker's rows
+    epoch_started: float = 0.0  # perf_counter, s
     first_step_at: float | None = None  # Unix time, s
 
     @classmethod
@@ -82,7 +86,7 @@ def train_epochs(
         epoch = len(state.history)
         reductions = plateau_reductions(settings, [record["val/loss"] for record in state.history])
         losses = torch.zeros(steps, dtype=torch.float64, device=workers.device)
-        train_seconds, started = 0.0, time.perf_counter()
+        state.losses, state.epoch_started = losses, time.perf_counter()
         network.train()
         for k, (batch, key_B) in enumerate(train.batches(epoch, workers)):
             rate = learning_rate(settings, epoch * steps + k, steps * settings.max_epochs, reductions)
@@ -97,7 +101,7 @@ def train_epochs(
             state.first_step_at = state.first_step_at or time.time()
             if (k + 1) % STEPS_BETWEEN_CHECKS == 0 or k + 1 == steps:
                 _check_finite(losses[: k + 1], epoch, workers)
-        train_seconds = time.perf_counter() - started
+        train_seconds = time.perf_counter() - state.epoch_started
         # losses are sums over this worker's rows: over all workers and steps, per row
         train_loss = float(workers.sum(losses).sum()) / train.lanes.num_rows
         record = {"epoch": epoch + 1, "step": (epoch + 1) * steps, "train/loss": train_loss}

@@ -115,6 +115,14 @@ def _progress(job: Job, state: TrainingState, train: TrainingShard, clock: _Cloc
     last = state.history[-1] if state.history else {}
     monitor = job.early_stopping.monitor
     within = state.step_of_epoch if state.step_of_epoch < steps else 0
+    shown = {
+        key: last[key] for key in dict.fromkeys(["train/loss", "val/loss", "val/accuracy", monitor]) if key in last
+    }
+    rate = last.get("examples_per_second")
+    if within:
+        share = within / steps
+        shown = {"loss": float(state.losses[:within].sum()) / (train.shard.num_rows * share)} | shown
+        rate = train.lanes.num_rows * share / (time.perf_counter() - state.epoch_started)
     return {
         "epochs_done": len(state.history),
         "max_epochs": job.optimization.max_epochs,
@@ -122,10 +130,8 @@ def _progress(job: Job, state: TrainingState, train: TrainingShard, clock: _Cloc
         "steps_per_epoch": steps,
         "steps_before": clock.epochs_before * steps,
         "training_s": time.perf_counter() - clock.started,
-        "metrics": {
-            key: last[key] for key in dict.fromkeys(["train/loss", "val/loss", "val/accuracy", monitor]) if key in last
-        },
-        "examples_per_second": last.get("examples_per_second"),
+        "metrics": shown,
+        "examples_per_second": rate,
     }
 
 

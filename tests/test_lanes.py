@@ -96,6 +96,22 @@ def test_rows_are_shuffled_within_their_lane() -> None:
     assert 35 < descents < 64  # 49.5 +- 2.9 in a random order
 
 
+def test_every_lane_has_an_order_of_its_own() -> None:
+    lanes = Lanes(4 * 50, 4, 0)
+    batches = np.array(lanes.batches(0, 0, 1))  # [50, 4]: a row of every lane
+    orders = {tuple(batches[:, lane] - lanes.rows_of(lane)[0]) for lane in range(4)}
+    assert len(orders) == 4
+
+
+@settings(max_examples=80, deadline=None)
+@given(plans())
+def test_no_batch_is_tiny(lanes: Lanes) -> None:
+    last = lanes.batch_rows(lanes.steps_per_epoch - 1)
+    assert last >= lanes.global_batch_size / 2
+    # a lane gives less than three halves of its share, and may be one row longer than the shortest
+    assert last < 1.5 * lanes.global_batch_size + lanes.count
+
+
 def test_a_batch_larger_than_the_data_is_refused() -> None:
     message = "optimization.global_batch_size = 101 is larger than the 100 training rows; set it to 100 or less"
     with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
