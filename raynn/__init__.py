@@ -16,7 +16,8 @@ data, worker and trainer, `wandb` in tracking alone.
     search.py          what a search may vary
     progress.py        one line of progress, drawn from the run folder
     catalog.py         named data sets that need no download
-    sources.py         WHERE data come from: files cut into fragments, fragments read as tables
+    fragments.py       what one task reads of a source: each format, read as a table
+    sources.py         WHERE data come from: files found and cut into fragments
     folder.py          the run folder: claimed, described, found again
     tracking.py        metrics.jsonl always, Weights & Biases when asked
     columns.py         WHAT columns are: numeric, categorical, date, image, sequence
@@ -45,7 +46,8 @@ data, worker and trainer, `wandb` in tracking alone.
     data.py            the same preparation, mapped over a cluster by Ray Data
     worker.py          what each Ray Train worker runs
     trainer.py         one job, trained: in this process or by Ray Train
-    run.py             a run that has ended: open, evaluate, predict
+    run.py             a run that has ended: open, evaluate, predict rows in memory
+    prediction.py      a source predicted to a file, here or over Ray Data
     check.py           what a machine, a job and raynn itself hold, said before training
     cli.py             the commands
 """
@@ -67,7 +69,8 @@ from raynn.errors import (
 
 if TYPE_CHECKING:
     from raynn.job import Job
-    from raynn.run import evaluate, open_run, predict
+    from raynn.prediction import predict
+    from raynn.run import evaluate, open_run
     from raynn.trainer import train
 
     __version__: str
@@ -93,7 +96,7 @@ _HOMES = {
     "Job": "raynn.job",
     "evaluate": "raynn.run",
     "open_run": "raynn.run",
-    "predict": "raynn.run",
+    "predict": "raynn.prediction",
     "train": "raynn.trainer",
 }
 

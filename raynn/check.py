@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from raynn.batches import free_memory_bytes
 from raynn.catalog import CATALOG
+from raynn.collectives import gpu_names
 from raynn.folder import check_storage, environment
 from raynn.job import Job
 from raynn.lanes import Lanes
@@ -26,10 +27,8 @@ Answer = dict[str, Any]
 
 def check_machine() -> tuple[Answer, list[str]]:
     """Versions, cores, memory and devices of this machine."""
-    import torch
-
-    found = environment(seed=0)
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    gpus = gpu_names()
+    found = environment(0, gpus)
     memory_gib = round(free_memory_bytes() / 2**30, 1)
     answer = {
         "python": found["python"],

@@ -121,7 +121,7 @@ def evaluate(options: argparse.Namespace) -> tuple[Answer, str]:
 
 def predict(options: argparse.Namespace) -> tuple[Answer, str]:
     """DATA's rows in their order, plus prediction columns."""
-    from raynn.run import predict as predict_source
+    from raynn.prediction import predict as predict_source
 
     answer = predict_source(options.run, options.data, options.out, workers=options.workers, quiet=options.quiet)
     text = f"{answer['rows']:,} predictions in {answer['out']}"

@@ -9,6 +9,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+def gpu_names() -> list[str]:
+    """The GPUs that this process sees."""
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+
+
 @dataclass(frozen=True)
 class Workers:
     """This worker's place among those of the run, and the device it computes on."""

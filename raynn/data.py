@@ -13,8 +13,8 @@ import ray.data
 
 from raynn.cluster import cluster
 from raynn.errors import RaynnError
+from raynn.fragments import Fragment
 from raynn.preparation import Blocks, TableFunction
-from raynn.sources import Fragment
 
 
 class RayDriver:

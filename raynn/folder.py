@@ -13,8 +13,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from raynn.errors import JobError, RunError, did_you_mean
-from raynn.sources import BadRow
+from raynn.fragments import BadRow
 
 PACKAGES = ("raynn", "ray", "torch", "pyarrow", "numpy", "pandas", "pydantic", "wandb")
 
@@ -84,7 +86,7 @@ def newest(storage: Path, name: str) -> Path:
     numbered = {}
     for folder in folders:
         suffix = folder.name[len(name) :].removeprefix("-") or "1"
-        if folder.is_dir() and suffix.isdigit():
+        if folder.is_dir() and suffix.isdigit() and _job_name(folder) in (name, None):
             numbered[int(suffix)] = folder
     if not numbered:
         raise RunError(
@@ -92,6 +94,12 @@ def newest(storage: Path, name: str) -> Path:
             f"run without resume=true to start one.{_nearest_run(storage, name)}"
         )
     return numbered[max(numbered)]
+
+
+def _job_name(run: Path) -> str | None:
+    """The name of the job that a run folder was made for: `a-2` is the second run of `a`, or the first of `a-2`."""
+    description = run / "job.yaml"
+    return str(yaml.safe_load(description.read_text()).get("name")) if description.exists() else None
 
 
 def _nearest_run(storage: Path, name: str) -> str:
@@ -138,12 +146,13 @@ def write_bad_rows(path: Path, rows: Iterable[BadRow]) -> None:
         path.unlink(missing_ok=True)
 
 
-def environment(seed: int) -> dict[str, Any]:
-    """Versions, machine, git commit of the current folder, seed."""
+def environment(seed: int, gpus: list[str]) -> dict[str, Any]:
+    """Versions, machine and its GPUs, git commit of the current folder, seed."""
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
+        "gpus": gpus,
         "packages": {name: _version(name) for name in PACKAGES},
         "git_commit": _git_commit(),
         "seed": seed,

@@ -109,6 +109,7 @@ def train_epochs(
         record |= {"learning_rate": rate, "seconds": train_seconds}
         record["examples_per_second"] = train.lanes.num_rows / train_seconds
         state.history.append(record)
+        state.step_of_epoch = 0
         state.decision = decide(job.early_stopping, state.history, higher_is_better(job.early_stopping.monitor))
         if state.decision.best_epoch == epoch + 1:
             state.best_weights = {name: w.detach().clone() for name, w in state.model.state_dict().items()}
@@ -176,10 +177,10 @@ def _data_parallel(model: nn.Module, workers: Workers) -> nn.Module:
     if workers.count == 1:
         return model
     devices = [workers.device] if workers.device.type == "cuda" else None
-    # buffers agree on every worker by construction (GlobalBatchNorm): nothing to broadcast
-    return nn.parallel.DistributedDataParallel(
-        model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
-    )
+    network = nn.parallel.DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+    # buffers agree on every worker by construction (GlobalBatchNorm); as an attribute the name outlives torch 2.13
+    network.broadcast_buffers = False
+    return network
 
 
 def _check_finite(losses: Tensor, epoch: int, workers: Workers) -> None:

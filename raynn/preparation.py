@@ -28,17 +28,9 @@ from raynn.catalog import CATALOG
 from raynn.cleaning import ShapeError, clean
 from raynn.columns import ColumnSpec, infer_columns
 from raynn.errors import DataError
+from raynn.fragments import BadRow, Fragment, read_fragment, sample_rows, schema_of
 from raynn.preprocessing import InputSpec, Preprocessing, Summary, Task, arrays, fit, summarize
-from raynn.sources import (
-    BadRow,
-    ColumnSplit,
-    DataSettings,
-    Fragment,
-    find_fragments,
-    read_fragment,
-    sample_rows,
-    schema_of,
-)
+from raynn.sources import ColumnSplit, DataSettings, find_fragments
 from raynn.splits import NAMES, assign_splits
 
 # Columns that cleaning adds beside the data's own.

@@ -1,34 +1,26 @@
-"""WHERE data come from: the `data` section of a job, files cut into fragments, fragments read as tables.
+"""WHERE data come from: the `data` section of a job, and the fragments its files are cut into.
 
-A fragment is what one task reads of a source. The cut depends on the files alone, never on the machine.
+The cut depends on the files alone, never on the machine.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet
-from pyarrow.fs import FileSelector, FileSystem, FileType, FSSpecHandler, LocalFileSystem, PyFileSystem
+from pyarrow.fs import FileSelector, FileType
 from pydantic import Field
 
 from raynn.catalog import CATALOG, load_dataset
 from raynn.errors import DataError, did_you_mean
+from raynn.fragments import Format, Fragment, open_file_system, reading
 from raynn.settings import Settings
 
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -62,8 +54,6 @@ class DataSettings(Settings):
     image_mode: Literal["auto", "gray", "rgb"] = "auto"
 
 
-Format = Literal["parquet", "csv", "jsonl", "image_folder", "catalog"]
-
 TABLE_FORMATS: dict[str, Format] = {
     ".parquet": "parquet",
     ".pq": "parquet",
@@ -74,49 +64,9 @@ TABLE_FORMATS: dict[str, Format] = {
     ".json": "jsonl",
 }
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
-MISSING = ("", *"? NA N/A n/a #N/A <NA> NaN nan NULL null None none".split())  # CSV cells that are nulls
 SLICE_BYTES = 16 << 20  # of a Parquet row group, uncompressed
 FILES_PER_FRAGMENT = 1024  # of an image folder
 ROWS_PER_FRAGMENT = 8192  # of a data set of the catalog
-HEAD_BYTES = 4 << 20  # of a text file, read to see what its columns are
-
-
-@dataclass(frozen=True)
-class Fragment:
-    """A run of rows of one file, or up to 1,024 files of an image folder. Small and picklable."""
-
-    source: str  # what the user wrote
-    path: str  # file or image folder within its file system, or "catalog:digits"
-    format: Format
-    file_system: str = ""  # a URL of the file system; "" is the local one
-    row_group: int = 0  # Parquet
-    start: int = 0  # rows start .. stop of the row group or data set; None: to the end
-    stop: int | None = None
-    files: tuple[str, ...] = ()  # image folder: paths below `path`, "class_name/photo.png"
-    first_row: int = 0  # number of the first row within the file, from 0
-
-    def locate(self, index: int, dropped: Sequence[BadRow] = ()) -> tuple[str, int]:
-        """File and row, from 0, of row `index` of the table read; `dropped` are the bad rows read with it."""
-        if self.format == "image_folder":
-            return f"{self.path}/{self.files[index]}", 0
-        row = self.first_row + index
-        for bad in dropped:  # in the order of the file
-            row += bad.row <= row
-        return self.path, row
-
-
-@dataclass(frozen=True)
-class BadRow:
-    """A row that cannot be used and why; rows count from 0, the header of a CSV file not counted."""
-
-    file: str
-    row: int
-    column: str | None
-    reason: str
-
-    def to_json(self) -> dict[str, str | int | None]:
-        """One record of bad_rows.jsonl."""
-        return asdict(self)
 
 
 def find_fragments(source: str | tuple[str, ...], base: Path) -> tuple[Fragment, ...]:
@@ -132,44 +82,6 @@ def find_fragments(source: str | tuple[str, ...], base: Path) -> tuple[Fragment,
     if not (fragments := tuple(fragment for entry in entries for fragment in _fragments(entry, base))):
         raise DataError(f"{', '.join(entries) or 'an empty list of sources'}: holds no rows; name a source that does")
     return fragments
-
-
-def read_fragment(fragment: Fragment, columns: Sequence[str] | None = None) -> tuple[pa.Table, list[BadRow]]:
-    """The raw table of a fragment (all columns, or `columns` in that order) and the rows that are not in it.
-
-    CSV columns are strings, trimmed; the usual words for a missing value (empty, NA, NaN, null, ?) are nulls.
-
-    Raises:
-        DataError: a corrupt file, a column that is not in it.
-    """
-    return _read(fragment, columns, None)
-
-
-def sample_rows(fragments: Sequence[Fragment], num_rows: int) -> pa.Table:
-    """The first rows, at most `num_rows`, to infer columns from; of a text file, rows of its first 4 MiB.
-
-    Raises:
-        DataError: no row in any fragment.
-    """
-    tables: list[pa.Table] = []
-    missing = num_rows
-    for fragment in fragments:
-        tables.append(_read(fragment, None, missing)[0])
-        missing -= tables[-1].num_rows
-        if missing <= 0:
-            break
-    if missing == num_rows:
-        raise DataError(f"{fragments[0].source}: holds no rows; name a source that does")
-    return tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="permissive")
-
-
-def schema_of(fragments: Sequence[Fragment]) -> pa.Schema:
-    """The columns of the first fragment; those of CSV are all strings.
-
-    Raises:
-        DataError: as `read_fragment`.
-    """
-    return _read(fragments[0], None, 1)[0].schema
 
 
 # Finding: source -> groups of files -> fragments
@@ -209,7 +121,7 @@ def _find_files(entry: str, base: Path) -> tuple[str, list[tuple[str, list[str]]
         address, mark, query = entry.partition("?")  # pyarrow takes region, endpoint_override, ... as a query
         folder, pattern = _split_glob(address, r"[*\[]")
         url = f"{folder}{mark}{query}"
-        with _reading(entry, "address"):
+        with reading(entry, "address"):
             file_system, path = open_file_system(url)
             groups = _expand(file_system, path.rstrip("/"), pattern)
         if groups:
@@ -298,7 +210,7 @@ def _table_fragments(entry: str, url: str, path: str) -> list[Fragment]:
     assert table_format is not None
     if table_format != "parquet":
         return [Fragment(entry, path, table_format, url)]
-    with _reading(path, "parquet"):
+    with reading(path, "parquet"):
         metadata = pa.parquet.read_metadata(path, filesystem=open_file_system(url)[0])
     fragments, first_row = [], 0
     for group in range(metadata.num_row_groups):
@@ -309,190 +221,3 @@ def _table_fragments(entry: str, url: str, path: str) -> list[Fragment]:
             fragments.append(Fragment(entry, path, "parquet", url, group, start, stop, (), first_row + start))
         first_row += num_rows
     return fragments
-
-
-# Reading: fragment -> raw table. A reader takes the columns and how many rows are enough; None for all.
-
-_Rows = tuple[pa.Table, list[BadRow]]
-
-
-def _read(fragment: Fragment, columns: Sequence[str] | None, limit: int | None) -> _Rows:
-    with _reading(fragment.path, fragment.format.replace("_", " ")):
-        table, bad_rows = _READERS[fragment.format](fragment, columns, limit)
-    _require(fragment, table.column_names, columns)
-    return (table if columns is None else table.select(list(columns))), bad_rows
-
-
-@contextmanager
-def _reading(path: str, what: str) -> Iterator[None]:
-    """Says which file could not be read, and as what."""
-    try:
-        yield
-    except ImportError as error:
-        raise DataError(f"{path}: install the package that reads such addresses: {error}") from error
-    except (pa.ArrowException, OSError, EOFError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-        raise DataError(f"{path}: cannot be read as {what}: {reason}; mend or replace it") from error
-
-
-@lru_cache(maxsize=32)
-def open_file_system(url: str) -> tuple[Any, str]:
-    """The file system of a URL, pyarrow's (s3, gs, abfs, file, ...) or else fsspec's, and the path in it."""
-    if not url:
-        return LocalFileSystem(), ""
-    try:
-        file_system, path = FileSystem.from_uri(url)
-    except pa.ArrowInvalid:  # a scheme that pyarrow does not know
-        import fsspec
-
-        remote, path = fsspec.core.url_to_fs(url)
-        file_system = PyFileSystem(FSSpecHandler(remote))
-    return file_system, path
-
-
-def _require(fragment: Fragment, names: Sequence[str], columns: Sequence[str] | None) -> None:
-    for column in columns or ():
-        if column not in names:
-            raise DataError(
-                f"{fragment.path}: no column {column!r}.{did_you_mean(column, names)} Its columns: {', '.join(names)}"
-            )
-
-
-def _read_parquet(fragment: Fragment, columns: Sequence[str] | None, limit: int | None) -> _Rows:
-    file_system, _ = open_file_system(fragment.file_system)
-    with pa.parquet.ParquetFile(fragment.path, filesystem=file_system) as file:
-        _require(fragment, file.schema_arrow.names, columns)
-        num_rows = file.metadata.row_group(fragment.row_group).num_rows
-        start, stop = fragment.start, num_rows if fragment.stop is None else fragment.stop
-        stop = stop if limit is None else min(stop, start + limit)
-        if (start, stop) == (0, num_rows):
-            return file.read_row_group(fragment.row_group, columns), []
-        # a slice: the rows before it are decoded and dropped, those behind it are not read
-        taken, first = [], 0
-        for batch in file.iter_batches(min(stop, 65536), [fragment.row_group], columns):
-            if first + batch.num_rows > start:
-                taken.append(batch.slice(max(0, start - first), stop - max(first, start)))
-            first += batch.num_rows
-            if first >= stop:
-                break
-        return pa.Table.from_batches(taken), []
-
-
-def _open_text(fragment: Fragment, limit: int | None) -> Any:
-    """The uncompressed text of a file; only its first whole lines when `limit` asks for a few rows."""
-    stream = open_file_system(fragment.file_system)[0].open_input_stream(fragment.path)
-    if limit is None:
-        return stream
-    with stream:
-        head = stream.read(HEAD_BYTES)
-    return pa.BufferReader(head if len(head) < HEAD_BYTES else head[: head.rfind(b"\n") + 1])
-
-
-def _read_csv(fragment: Fragment, columns: Sequence[str] | None, limit: int | None) -> _Rows:
-    raw_names, delimiter = _read_header(fragment)
-    names = [name.strip() for name in raw_names]
-    _require(fragment, names, columns)
-    wanted = names if columns is None else columns
-    bad_rows: list[BadRow] = []
-
-    def drop(row: Any) -> str:
-        reason = f"{row.actual_columns} fields, the header has {row.expected_columns}: {_excerpt(row.text)}"
-        bad_rows.append(BadRow(fragment.path, row.number - 2, None, reason))  # from 1, the header counted
-        return "skip"
-
-    read = pa.csv.ReadOptions(use_threads=False)  # only then are invalid rows numbered
-    parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=drop)
-    convert = pa.csv.ConvertOptions(
-        column_types={name: pa.string() for name in raw_names},
-        include_columns=[raw_names[names.index(name)] for name in wanted],
-    )
-    with _open_text(fragment, limit) as stream:
-        table = pa.csv.read_csv(stream, read, parse, convert).slice(0, limit)
-    missing = pa.array(MISSING)
-    cells = [pc.utf8_trim_whitespace(column) for column in table.columns]
-    cells = [pc.if_else(pc.is_in(cell, missing), None, cell) for cell in cells]
-    return pa.table(cells, names=wanted), bad_rows
-
-
-def _read_header(fragment: Fragment) -> tuple[list[str], str]:
-    """The names as written, and the delimiter: whichever of , ; tab | the first line holds most often."""
-    with open_file_system(fragment.file_system)[0].open_input_stream(fragment.path) as stream:
-        head = stream.read(1 << 20).decode("utf-8-sig", errors="replace").lstrip("\r\n")
-    if not head:
-        raise DataError(f"{fragment.path}: an empty file; a CSV file begins with a line of column names")
-    delimiter = max(",;\t|", key=head.partition("\n")[0].count)
-    names = next(csv.reader(io.StringIO(head), delimiter=delimiter))
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise DataError(f"{fragment.path}: column {twice[0]!r} is there twice; rename one in the first line")
-    return names, delimiter
-
-
-def _read_json_lines(fragment: Fragment, columns: Sequence[str] | None, limit: int | None) -> _Rows:
-    with _open_text(fragment, limit) as stream:
-        data = stream.read()
-    bad_rows: list[BadRow] = []
-    options = pa.json.ReadOptions(block_size=SLICE_BYTES)  # a line may be as long as a block
-    try:
-        table = pa.json.read_json(pa.BufferReader(data), options)
-    except pa.ArrowInvalid:  # a broken line, or a column of several types
-        table, bad_rows = _parse_json_lines(fragment, data)
-    return table.slice(0, limit), bad_rows
-
-
-def _parse_json_lines(fragment: Fragment, data: bytes) -> _Rows:
-    rows: list[dict[str, Any]] = []
-    bad_rows = []
-    for number, line in enumerate(line for line in data.splitlines() if line.strip()):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        else:
-            reason = f"not a JSON object: {_excerpt(line.decode(errors='replace'))}"
-            bad_rows.append(BadRow(fragment.path, number, None, reason))
-    if not rows:
-        raise DataError(f"{fragment.path}: no line is a JSON object; write one {{...}} a line, without [ ]")
-    names = dict.fromkeys(name for row in rows for name in row)
-    return pa.table({name: _json_column([row.get(name) for row in rows]) for name in names}), bad_rows
-
-
-def _json_column(values: list[Any]) -> pa.Array:
-    """Values of one type as that type; of several types as text."""
-    try:
-        return pa.array(values)
-    except (pa.ArrowException, OverflowError):
-        return pa.array([v if v is None or isinstance(v, str) else json.dumps(v) for v in values])
-
-
-def _read_image_folder(fragment: Fragment, columns: Sequence[str] | None, limit: int | None) -> _Rows:
-    file_system, _ = open_file_system(fragment.file_system)
-
-    def read(file: str) -> bytes:
-        with file_system.open_input_file(f"{fragment.path}/{file}") as stream:
-            return bytes(stream.read())
-
-    files = fragment.files[:limit]
-    with ThreadPoolExecutor(8) as pool:  # remote files take a round trip each
-        images = pa.array(pool.map(read, files), pa.binary())
-    return pa.table({"image": images, "label": pa.array([file.partition("/")[0] for file in files])}), []
-
-
-def _read_catalog(fragment: Fragment, columns: Sequence[str] | None, limit: int | None) -> _Rows:
-    stop = fragment.stop if limit is None else fragment.start + limit
-    table = load_dataset(fragment.path.removeprefix("catalog:")).slice(0, fragment.stop)
-    return table.slice(0, stop).slice(fragment.start), []
-
-
-def _excerpt(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:57] + "...")
-
-
-_READERS: dict[Format, Callable[[Fragment, Sequence[str] | None, int | None], _Rows]] = {
-    "parquet": _read_parquet,
-    "csv": _read_csv,
-    "jsonl": _read_json_lines,
-    "image_folder": _read_image_folder,
-    "catalog": _read_catalog,
-}

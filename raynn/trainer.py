@@ -15,7 +15,8 @@ from typing import Any
 from raynn import progress
 from raynn.checkpoint import load_newest
 from raynn.cluster import cluster
-from raynn.errors import JobError, RaynnError, ResourceError, RunError, TrainingError, did_you_mean
+from raynn.collectives import gpu_names
+from raynn.errors import JobError, ResourceError, RunError, TrainingError, did_you_mean
 from raynn.folder import check_storage, claim, environment, newest, write_bad_rows, write_json
 from raynn.job import NOT_THE_RESULT, Job, differences
 from raynn.lanes import Lanes
@@ -84,7 +85,7 @@ def _train(
     try:
         with ProgressLine(run, quiet=quiet):
             run_training_on(assignment, prepared)
-    except RaynnError as error:
+    except Exception as error:
         write_json(run / "result.json", _failed(run, str(error)))
         raise
     finally:
@@ -182,7 +183,7 @@ def _resumed_run(job: Job, storage: Path) -> Path:
 def _describe(run: Path, job: Job, prepared: Prepared) -> None:
     """What the run folder holds before the first step."""
     (run / "job.yaml").write_text(job.to_yaml())
-    write_json(run / "environment.json", environment(job.optimization.seed))
+    write_json(run / "environment.json", environment(job.optimization.seed, gpu_names()))
     write_bad_rows(run / "bad_rows.jsonl", prepared.bad_rows)
 
 

@@ -114,7 +114,7 @@ def _progress(job: Job, state: TrainingState, train: TrainingShard, clock: _Cloc
     steps = train.lanes.steps_per_epoch
     last = state.history[-1] if state.history else {}
     monitor = job.early_stopping.monitor
-    within = state.step_of_epoch if state.step_of_epoch < steps else 0
+    within = state.step_of_epoch
     shown = {
         key: last[key] for key in dict.fromkeys(["train/loss", "val/loss", "val/accuracy", monitor]) if key in last
     }

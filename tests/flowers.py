@@ -9,6 +9,7 @@ import pyarrow as pa
 from PIL import Image
 
 KINDS = ("iris", "rose")
+PROBABILITIES = [f"probability_{kind}" for kind in KINDS]  # columns that a prediction of the kind adds
 
 
 def flowers(num_rows: int = 240, seed: int = 0) -> pa.Table:

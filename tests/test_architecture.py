@@ -27,6 +27,7 @@ PLAIN = (  # these load neither torch nor ray, not even through what they import
     "search",
     "progress",
     "catalog",
+    "fragments",
     "sources",
     "folder",
     "tracking",
@@ -64,6 +65,7 @@ ORDER = (
     "worker",
     "trainer",
     "run",
+    "prediction",
     "check",
     "",  # raynn/__init__.py, the public names
     "cli",

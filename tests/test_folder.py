@@ -21,7 +21,15 @@ from raynn.folder import (
     write_bad_rows,
     write_json,
 )
-from raynn.sources import BadRow
+from raynn.fragments import BadRow
+
+
+def test_a_run_of_another_job_is_not_the_newest(tmp_path: Path) -> None:
+    for name in ("a", "a-2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "job.yaml").write_text(f"name: {name}\n")
+    assert newest(tmp_path, "a") == tmp_path / "a"
+    assert newest(tmp_path, "a-2") == tmp_path / "a-2"
 
 
 def test_numbers_that_json_does_not_know_become_null() -> None:
@@ -129,7 +137,7 @@ def test_bad_rows_are_one_json_object_a_line(tmp_path: Path) -> None:
 
 def test_the_environment_is_plain_and_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(raynn.folder, "PACKAGES", (*PACKAGES, "no-such-package"))
-    found = environment(seed=3)
+    found = environment(3, ["a GPU"])
     assert json.loads(json.dumps(found)) == found
     assert found["seed"] == 3
     assert found["packages"]["no-such-package"] is None
@@ -139,6 +147,6 @@ def test_the_environment_is_plain_and_complete(monkeypatch: pytest.MonkeyPatch) 
 def test_outside_of_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert environment(0)["git_commit"] is None
+    assert environment(0, [])["git_commit"] is None
     monkeypatch.setenv("PATH", "")
-    assert environment(0)["git_commit"] is None
+    assert environment(0, [])["git_commit"] is None

@@ -162,6 +162,7 @@ def on_a_worker(workers: Workers) -> dict[str, Any]:
     for name, (inputs, sections) in CASES.items():
         state = train(job_for(inputs, **sections), inputs, workers=workers)
         found[name] = (weights(state), figures(state.history))
+    raynn.loop.STEPS_BETWEEN_CHECKS = 1  # before the gradient has spoiled the other worker too
     with pytest.raises(TrainingError) as caught:
         train(job_for(VALUES), VALUES, arrays=spoiled(VALUES), workers=workers)
     return found | {"error": str(caught.value)}
@@ -172,9 +173,16 @@ def spoiled_step() -> int:
     return next(k for k, batch in enumerate(batches, start=1) if SPOILED_ROW in batch)
 
 
+def not_finite() -> str:
+    return (
+        f"the training loss stopped being finite at step {spoiled_step()} of epoch 1; lower "
+        "optimization.learning_rate, set regularization.gradient_clip_norm: 1.0, or look for extreme values"
+    )
+
+
 def test_two_workers_train_as_one(tmp_path: Path) -> None:
     first, second = run_on_workers(on_a_worker, 2, tmp_path)
-    assert first.pop("error") == second.pop("error")  # told by both, seen by one
+    assert first.pop("error") == second.pop("error") == not_finite()  # told by both, seen by one
     for name, (inputs, sections) in CASES.items():
         (first_weights, first_history), (second_weights, second_history) = first[name], second[name]
         assert_same_bits(first_weights, second_weights)
@@ -187,11 +195,7 @@ def test_two_workers_train_as_one(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_ends_the_run() -> None:
-    message = (
-        f"the training loss stopped being finite at step {spoiled_step()} of epoch 1; lower "
-        "optimization.learning_rate, set regularization.gradient_clip_norm: 1.0, or look for extreme values"
-    )
-    with pytest.raises(TrainingError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(TrainingError, match=f"^{re.escape(not_finite())}$"):
         train(job_for(VALUES), VALUES, arrays=spoiled(VALUES))
 
 
@@ -292,15 +296,20 @@ def test_the_gradient_is_clipped() -> None:
     assert float((after - before).norm()) == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_evaluation_covers_every_row_without_dropout_or_smoothing() -> None:
-    job = job_for(TABLE, regularization={"dropout": 0.5, "label_smoothing": 0.3})
-    model = fresh(job, TABLE).model
-    arrays = rows(TABLE, 700)  # more than two batches of 256
-    found = evaluate_shard(job, TABLE, model, shard(arrays, 0, 700), Workers())
+@pytest.mark.parametrize("inputs", [TABLE, IMAGES], ids=["table", "images"])
+def test_evaluation_covers_every_row_and_changes_nothing(inputs: InputSpec) -> None:
+    job = job_for(inputs, regularization={"dropout": 0.5, "label_smoothing": 0.3})
+    state = train(job, inputs, epochs=1)
+    before = {name: weight.clone() for name, weight in weights(state).items()}
+    arrays = rows(inputs, 700)  # more than two batches of 256
+    state.model.train()
+    found = evaluate_shard(job, inputs, state.model, shard(arrays, 0, 700), Workers())
+    assert_same_bits(weights(state), before)  # running statistics too
     batch = {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
     with torch.no_grad():
-        outputs_NK = model.eval()(batch)
-    assert found["loss"] == pytest.approx(float(loss_per_row(outputs_NK, batch["target"], TABLE.task).mean()), rel=1e-6)
+        outputs_NK = state.model.eval()(batch)
+    loss = loss_per_row(outputs_NK, batch["target"], inputs.task).mean().item()
+    assert found["loss"] == pytest.approx(loss, rel=1e-5)
     assert found["accuracy"] == float((outputs_NK.argmax(1) == batch["target"]).double().mean())
 
 

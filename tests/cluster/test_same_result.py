@@ -93,7 +93,7 @@ def test_streaming_from_disk_gives_the_same_bits(table: Path, local: dict[str, P
 def test_prediction_through_ray_data_equals_prediction_here(
     table: Path, local: dict[str, Path], ray_cluster: None, tmp_path: Path
 ) -> None:
-    from raynn.run import predict
+    from raynn.prediction import predict
 
     predict(local["feedforward"], str(table), tmp_path / "here.parquet")
     answer = predict(local["feedforward"], str(table), tmp_path / "ray.parquet", workers=2)

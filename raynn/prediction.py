@@ -1,0 +1,165 @@
+"""A source predicted by a run, to a Parquet file: in this process or over Ray Data."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from raynn.cleaning import ShapeError
+from raynn.errors import DataError
+from raynn.folder import write_bad_rows
+from raynn.fragments import BadRow, Fragment, read_fragment
+from raynn.preparation import described
+from raynn.progress import Counter
+from raynn.run import SPLITS, Run, open_run
+from raynn.sources import find_fragments
+
+BAD = "__bad__"  # column of bad rows as JSON, in a fragment's first row
+
+
+def predict(run: str | Path, data: str, out: str | Path, *, workers: int = 1, quiet: bool = True) -> dict[str, Any]:
+    """Writes DATA's rows, in their order, with prediction columns, to a Parquet file.
+
+    Args:
+        run: the run folder.
+        data: a source; or `train`, `validation`, `test`: those rows of the job's own data.
+        out: the file to write, whole or not at all.
+        workers: more than one predict through Ray Data, and so does a cluster's address in RAY_ADDRESS.
+        quiet: no progress line.
+
+    Returns:
+        rows: how many; bad_rows: how many of them could not be read (null predictions, listed in `OUT.bad_rows.jsonl`).
+
+    Raises:
+        RunError: no run folder, or no such split.
+        DataError: a feature is missing, the source is empty or cannot be read, or `out` cannot be written.
+    """
+    out = _checked_out(Path(out))
+    folder = Path(run).resolve() if Path(run).exists() else Path(run)
+    weights = folder / "model" / "weights.safetensors"
+    version = weights.stat().st_mtime_ns if weights.exists() else 0
+    opened = _opened(folder, version)
+    fragments, rows = opened.rows_of_split(data) if data in SPLITS else (find_fragments(data, Path()), None)
+    predict_one = _FragmentPrediction(folder, version, rows)
+    tables: Iterator[pa.Table] = (predict_one(index, fragment) for index, fragment in enumerate(fragments))
+    if workers > 1 or os.environ.get("RAY_ADDRESS"):
+        from raynn.data import mapped_over_cluster
+
+        tables = mapped_over_cluster(fragments, predict_one, workers)
+    bad: list[BadRow] = []
+
+    def noted() -> Iterator[pa.Table]:
+        with Counter("rows", len(fragments), quiet=quiet) as counter:
+            for table in tables:
+                for text in table[BAD].drop_null().to_pylist():
+                    bad.extend(BadRow(**row) for row in json.loads(text))
+                counter.add(table.num_rows)
+                yield table.drop_columns(BAD)
+
+    total = _write_whole(noted(), out, [fragment.path for fragment in fragments])
+    if not total:
+        raise DataError(f"{data} has no rows to predict; name a source that does")
+    write_bad_rows(out.with_name(out.name + ".bad_rows.jsonl"), bad)
+    return {"rows": total, "bad_rows": len(bad), "out": str(out)}
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(folder: Path, version: int) -> Run:
+    """One model a process, however many fragments it predicts."""
+    return open_run(folder)
+
+
+@dataclass(frozen=True)
+class _FragmentPrediction:
+    """Predicts one fragment's rows, or those of one split; picklable, so that Ray Data can map it."""
+
+    folder: Path
+    version: int  # when the weights were written, ns: a folder may be trained anew
+    rows: tuple[NDArray[np.int64], ...] | None  # per fragment, where a split is asked for
+
+    def __call__(self, index: int, fragment: Fragment) -> pa.Table:
+        """Raw rows with prediction columns, and the bad rows as JSON in the column BAD."""
+        table, unread = read_fragment(fragment)
+        rows = np.arange(table.num_rows) if self.rows is None else self.rows[index]
+        if self.rows is not None:
+            table = table.take(pa.array(rows))
+        try:
+            predicted, found = _opened(self.folder, self.version).predicted(table)
+        except ShapeError as error:
+            raise error.located(*fragment.locate(int(rows[error.row]), unread)) from None
+        bad = [BadRow(*fragment.locate(int(rows[row]), unread), column, reason) for row, column, reason in found]
+        if self.rows is None:  # a row that could not be read belongs to no split
+            bad = sorted([*unread, *bad], key=lambda row: (row.file, row.row))
+        if bad and not predicted.num_rows:
+            raise DataError(f"no row could be read; the first: {described(bad[0])}")
+        notes: list[str | None] = [None] * predicted.num_rows
+        if bad:
+            notes[0] = json.dumps([row.to_json() for row in bad])
+        return predicted.append_column(BAD, pa.array(notes, pa.string()))
+
+
+def _checked_out(out: Path) -> Path:
+    """The file to write, its folder made if need be. DataError when it cannot be written."""
+    if out.suffix != ".parquet":
+        raise DataError(f"--out {out} must end in .parquet: predictions are written as Parquet; rename it")
+    try:
+        if out.is_dir():
+            raise IsADirectoryError(None, "it is a folder")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = _partial(out)
+        partial.touch()
+        partial.unlink()
+    except OSError as error:
+        raise DataError(
+            f"--out {out} cannot be written: {error.strerror}; name a file in a folder you may write"
+        ) from None
+    return out
+
+
+def _partial(out: Path) -> Path:
+    return out.with_name(out.name + ".partial")
+
+
+def _write_whole(tables: Iterator[pa.Table], out: Path, files: list[str]) -> int:
+    """Writes the tables of these files to one Parquet file, whole or not at all; returns how many rows.
+
+    Raises:
+        DataError: a file whose columns are not those of the first.
+    """
+    partial = _partial(out)
+    total = 0
+    writer: pq.ParquetWriter | None = None
+    try:
+        for table, file in zip(tables, files, strict=True):
+            writer = writer or pq.ParquetWriter(partial, table.schema)
+            names = writer.schema.names
+            others = sorted(set(names) ^ set(table.column_names))
+            try:
+                table = table if others else table.select(names).cast(writer.schema)
+            except (pa.ArrowException, ValueError) as error:
+                others = [str(error)]
+            if others:
+                raise DataError(
+                    f"{file} has other columns than {files[0]}: {', '.join(others)}; predict one after the other"
+                )
+            writer.write_table(table)
+            total += table.num_rows
+        if writer is not None:
+            writer.close()
+        if total:
+            partial.replace(out)
+    finally:
+        if writer is not None:
+            writer.close()
+        partial.unlink(missing_ok=True)
+    return total
