@@ -10,12 +10,11 @@ from typing import Any
 
 from raynn.errors import ResourceError
 
-# Measured with Ray 2.60: a report blocks for the health check interval (2 s by default), and a group of workers that
-# cannot start is tried again every 60 s. Set before Ray is imported; Ray hands them on to its workers.
+# Set before Ray is imported; Ray hands them on to its workers. Measured with Ray 2.60: a report of the workers blocks for
+# the health check interval, by default 2 s.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
