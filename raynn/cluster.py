@@ -10,8 +10,8 @@ from typing import Any
 
 from raynn.errors import ResourceError
 
-# Set before Ray is imported; Ray hands them on to its workers. Measured with Ray 2.60: a report of the workers blocks for
-# the health check interval, by default 2 s.
+# Set before Ray is imported; Ray hands them on to its workers. Measured with Ray 2.60: a worker's report blocks for the
+# health check interval, by default 2 s.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",

@@ -78,6 +78,8 @@ def _train(
     if not quiet:
         _say(f"{split_summary(prepared)}; {prepared.task}: {prepared.task_reason}")
         _say(f"run folder {run}")
+    for problem in load_newest(run / "checkpoints")[1]:
+        _say(f"damaged, so the checkpoint before it is taken: {problem}")
     shutil.rmtree(run / "scratch", ignore_errors=True)  # of a driver that was killed
     (run / "result.json").unlink(missing_ok=True)  # of an attempt that failed
     _describe(run, job, prepared)

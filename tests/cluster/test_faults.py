@@ -52,6 +52,26 @@ def test_driver_killed_and_resumed(tmp_path: Path) -> None:
 
 
 @pytest.mark.cluster
+def test_a_run_begun_here_is_resumed_by_two_workers(
+    ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The number of workers is no part of the state. A damaged checkpoint is passed over, and that is said."""
+    job = Job.from_dict(JOB | {"storage": str(tmp_path)}, ["optimization.max_epochs=3"])
+    straight = train(job)
+    expected = losses(straight)
+    (straight / "result.json").unlink()
+    tensors = straight / "checkpoints" / "epoch-00003" / "tensors.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-1])
+    resources = job.resources.model_copy(update={"workers": 2})
+    run = train(job.model_copy(update={"resume": True, "resources": resources}))
+    assert run == straight
+    assert "epoch-00003: tensors.safetensors differs from its checksum" in capsys.readouterr().err
+    found = losses(run)
+    assert found[:2] == expected[:2]
+    assert found[2] == pytest.approx(expected[2], rel=1e-5)
+
+
+@pytest.mark.cluster
 @pytest.mark.timeout(300)
 def test_worker_killed_and_restarted_by_ray_train(ray_cluster: None, tmp_path: Path) -> None:
     resources = {"workers": 2, "max_failures": 3}
