@@ -127,3 +127,28 @@ def command_line(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
     except OSError:
         return ""
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_interrupted_on_ray(tmp_path: Path) -> None:
+    """Ctrl-C: what was trained is saved, the line to continue is printed, nothing is left running."""
+    job_file = tmp_path / "job.yaml"
+    overrides = ["optimization.max_epochs=500", "resources.workers=2"]
+    job_file.write_text(Job.from_dict(JOB | {"storage": str(tmp_path)}, overrides).to_yaml())
+    command = [sys.executable, "-m", "raynn", "train", str(job_file)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for_epochs(tmp_path / "digits" / "metrics.jsonl", 3)
+    below = descendants(process.pid)
+    assert below, "no Ray process was started"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; what was trained is saved" in errors
+    assert f"raynn train {job_file} resume=true" in errors
+    assert list((tmp_path / "digits" / "checkpoints").glob("epoch-*"))
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and any(command_line(pid) for pid in below):
+        time.sleep(0.2)
+    assert [command_line(pid) for pid in below if command_line(pid)] == []
