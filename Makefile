@@ -17,7 +17,7 @@ help:
 train: .venv/.installed
 	.venv/bin/raynn train jobs/digits_cnn.yaml name=$(run)
 	.venv/bin/raynn predict runs/$(run) test --out runs/$(run)/predictions.parquet
-	@.venv/bin/python -c 'import pandas; print(pandas.read_parquet("runs/$(run)/predictions.parquet").drop(columns="image").head(8))'
+	@.venv/bin/python -c 'import pandas; print(pandas.read_parquet("runs/$(run)/predictions.parquet").drop(columns="image").head(8).round(3).to_string(index=False))'
 
 test: .venv/.installed
 	.venv/bin/pytest
