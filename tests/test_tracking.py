@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,9 @@ def test_wandb_offline_keeps_the_run_in_its_folder(tmp_path: Path, monkeypatch: 
     tracker.write({"epoch": 1, "val/loss": 0.5})
     tracker.finish({"test/loss": 0.25})
     (log,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
-    content = log.read_bytes()
-    assert b"learning_rate" in content
-    assert b"val/loss" in content
-    assert b"test/loss" in content
+    wanted = (b"learning_rate", b"val/loss", b"test/loss")
+    deadline = time.monotonic() + 30  # the client's own process writes the file, a moment after `finish` returns
+    while time.monotonic() < deadline and not all(text in log.read_bytes() for text in wanted):
+        time.sleep(0.05)
+    assert [text for text in wanted if text not in log.read_bytes()] == []
     assert (tmp_path / "wandb_id").read_text() in log.name
