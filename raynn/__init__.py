@@ -26,6 +26,7 @@ data, worker and trainer, `wandb` in tracking alone.
     hashing.py         one hash of 64-bit numbers
     summaries.py       what the training rows say, mergeable
     encodings.py       cleaned columns to the numbers a network reads
+    ragged.py          sequences of different lengths, one after the other
     preprocessing.py   fitted on the training split, saved as JSON with the model
     preparation.py     from sources to encoded blocks: read, clean, split, fit, encode
     lanes.py           which rows a global batch holds, whatever the number of workers
@@ -37,7 +38,8 @@ data, worker and trainer, `wandb` in tracking alone.
     objectives.py      losses, and the metrics computed
     networks/          WHO learns: one file per type, named in one table
     job.py             Job: load, override, fingerprint, schema
-    batches.py         a worker's rows as tensors, in memory or on disk
+    shards.py          a worker's rows as tensors: on the GPU, in memory or on disk
+    batches.py         which of them a batch holds, in which order
     checkpoint.py      the state to resume from, written whole or not at all
     loop.py            THE PAGE: a generator that yields one record per epoch
     training.py        one run on one worker, whoever started it

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from raynn.batches import free_memory_bytes
 from raynn.catalog import CATALOG
 from raynn.collectives import gpu_names
 from raynn.folder import check_storage, environment
@@ -17,6 +16,7 @@ from raynn.lanes import Lanes
 from raynn.networks import NETWORKS
 from raynn.preparation import LocalDriver, prepare, split_summary, understand
 from raynn.regularization import RegularizationSettings
+from raynn.shards import free_memory_bytes
 from raynn.splits import NAMES, TRAIN
 from raynn.stopping import EarlyStoppingSettings
 from raynn.trainer import checked, uses_ray
@@ -56,7 +56,7 @@ def check_job(path: str, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
     job = Job.load(path, overrides)
     storage = check_storage(job.storage)
     uses_ray(job)  # raises where the driver cannot be had
-    understood = understand(job.data, Path(path).parent)
+    understood = understand(job.data, Path(path).parent, NETWORKS[job.network.kind].any_length)
     prepared = prepare(understood, job.task, job.optimization.seed, LocalDriver())
     job = checked(job.model_copy(update={"task": prepared.task}), prepared)
     lanes = Lanes(prepared.encoded.num_rows(TRAIN), job.optimization.global_batch_size, job.optimization.seed)
@@ -83,8 +83,8 @@ def check_job(path: str, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
     width = max(len(name) for name in columns)
     lines = [f"{job.name}: {prepared.task} of {target.name!r} ({prepared.task_reason})"]
     for name, spec in columns.items():
-        shape = f" {'x'.join(map(str, spec['shape']))}" if spec["shape"] else ""
-        role = "target" if name == target.name else f"{spec['kind']}{shape}"
+        shape = " x ".join(str(size or "any") for size in spec["shape"])  # 0: lengths may differ
+        role = "target" if name == target.name else f"{spec['kind']} {shape}"
         lines.append(f"  {name:<{width}}  {role:<16}  {spec['reason']}".rstrip())
     lines += [
         f"{split_summary(prepared)}, {len(prepared.bad_rows)} bad",

@@ -1,6 +1,6 @@
 """Raw rows to typed rows, and the reasons of those that cannot be used. Row by row: needs no fit.
 
-Shapes: N rows, C channels, H height, W width, T time steps.
+Shapes: N rows, C channels, H height, W width, T time steps, S steps of all sequences.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def clean(
         categorical  string, written alike whatever the file format: 3, 3.0 and "3.0" are "3", True is "true"
         date         timestamp[us], UTC where a zone was given
         image        fixed_size_list<uint8>[C * H * W], channels first; bad rows are zeros
-        sequence     fixed_size_list<float32>[T * C]; bad rows are zeros
+        sequence     fixed_size_list<float32>[T * C], bad rows are zeros; where T is 0, that is lengths may differ,
+                     list<float32> of steps * C values, bad rows are empty
         target       float64, int64 or string; missing, NaN and infinite targets make a bad row
 
     Raises:
@@ -195,14 +196,47 @@ def _decode(value: bytes, pixels_CHW: NDArray[np.uint8], resize: bool) -> None:
 
 def _clean_sequences(column: Any, spec: ColumnSpec, settings: DataSettings) -> Cleaned:
     num_steps, num_channels = spec.shape
+    values_SC, steps_N = _steps_of(column, spec)
+    row_S = np.repeat(np.arange(len(steps_N)), steps_N)
+    first_N = np.cumsum(steps_N) - steps_N
+    bad = [(int(row), "missing sequence") for row in np.flatnonzero(steps_N == 0)]
+    steps, channels = np.nonzero(~np.isfinite(values_SC))
+    unusable, firsts = np.unique(row_S[steps], return_index=True)
+    for row, step, channel in zip(unusable, steps[firsts], channels[firsts], strict=True):
+        bad.append((int(row), f"{values_SC[step, channel]} in channel {channel} of step {step - first_N[row]}"))
+    steps_N[unusable] = 0
+    kept_SC = values_SC[steps_N[row_S] > 0]
+    if num_steps:
+        values_NTC = np.zeros((len(column), num_steps, num_channels), np.float32)
+        values_NTC[steps_N > 0] = kept_SC.reshape(-1, num_steps, num_channels)
+        return _fixed_size_lists(values_NTC), bad
+    offsets = np.concatenate([[0], np.cumsum(steps_N * num_channels)])
+    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(kept_SC.reshape(-1))), bad
+
+
+def _steps_of(column: Any, spec: ColumnSpec) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Steps [S, C] of all sequences, one after the other, and how many each has [N]; a missing one has none."""
+    num_steps, num_channels = spec.shape
     if pa.types.is_null(column.type):
         column = pc.cast(column, pa.list_(pa.list_(pa.float32())))
-    valid_N = column.is_valid().to_numpy(zero_copy_only=False)
-    rows = np.flatnonzero(valid_N)
-    _require_lengths(column.drop_null(), num_steps, spec, "steps", rows)
+    there = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
+    steps_N = np.zeros(len(column), np.int64)
+    steps_N[there] = pc.list_value_length(column.drop_null()).to_numpy(zero_copy_only=False)
+    if num_steps and (other := there[steps_N[there] != num_steps]).size:
+        raise ShapeError(
+            f"sequences of different lengths: column {spec.name!r} has {steps_N[other[0]]} steps",
+            int(other[0]),
+            f"have {num_steps}; cut or pad them to one length, or use network.kind: lstm or rnn",
+        )
     values = column.flatten()
     if family_of(values.type) == "sequence":
-        _require_lengths(values, num_channels, spec, "channels", np.repeat(rows, num_steps))
+        width_S = pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False)
+        if (wrong := np.flatnonzero(width_S != num_channels)).size:
+            raise ShapeError(
+                f"steps of different widths: column {spec.name!r} has {width_S[wrong[0]]} channels",
+                int(np.repeat(np.arange(len(column)), steps_N)[wrong[0]]),
+                f"have {num_channels}; give every step as many",
+            )
         values = values.flatten()
     elif num_channels != 1:
         raise DataError(
@@ -210,25 +244,7 @@ def _clean_sequences(column: Any, spec: ColumnSpec, settings: DataSettings) -> C
             "write every sequence as a list of lists"
         )
     numbers = pc.cast(values, pa.float32(), safe=False).to_numpy(zero_copy_only=False)
-    found_NTC = numbers.reshape(len(rows), num_steps, num_channels)
-    finite_N = np.isfinite(found_NTC).all(axis=(1, 2))
-    bad = [(int(row), "missing sequence") for row in np.flatnonzero(~valid_N)]
-    for i in np.flatnonzero(~finite_N):
-        step, channel = np.argwhere(~np.isfinite(found_NTC[i]))[0]
-        bad.append((int(rows[i]), f"{found_NTC[i, step, channel]} in channel {channel} of step {step}"))
-    values_NTC = np.zeros((len(column), num_steps, num_channels), np.float32)
-    values_NTC[rows[finite_N]] = found_NTC[finite_N]
-    return _fixed_size_lists(values_NTC), bad
-
-
-def _require_lengths(lists: Any, length: int, spec: ColumnSpec, unit: str, rows: NDArray[np.int64]) -> None:
-    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
-    if (other := np.flatnonzero(lengths != length)).size:
-        raise ShapeError(
-            f"sequences of different lengths: column {spec.name!r} has {lengths[other[0]]} {unit}",
-            int(rows[other[0]]),
-            f"have {length}; cut or pad them to one length",
-        )
+    return numbers.reshape(-1, num_channels), steps_N
 
 
 def _fixed_size_lists(values: NDArray[Any]) -> Any:

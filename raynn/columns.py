@@ -275,11 +275,13 @@ def _is_gray(image: Image.Image) -> bool:
 
 
 def _sequence_shape(name: str, column: Any) -> tuple[int, int]:
-    """(T, C) of the first sequence."""
-    first = next((row.as_py() for row in column if row.is_valid), None) or []
+    """(T, C) of the first sequence that has steps."""
+    first: list[Any] = next((steps for row in column if (steps := row.as_py()) and steps != [[]]), [])
     steps = [step if isinstance(step, list) else [step] for step in first]
     if not steps or not steps[0]:
-        raise DataError(f"column {name!r} is to be sequence, but its first one is empty; fill it, or drop the row")
+        raise DataError(
+            f"column {name!r} is to be sequence, but none that was sampled holds a number; fill them, or drop it"
+        )
     return len(steps), len(steps[0])
 
 

@@ -32,9 +32,9 @@ from raynn.summaries import (
     TargetSummary,
     days,
     labels_of,
-    matrix,
     microseconds,
     numbers,
+    steps,
 )
 
 Scaling = Literal["standard", "quantile"]
@@ -177,11 +177,20 @@ class SequenceEncoding:
 
     def __call__(self, column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
         """Values [N, T * C]."""
-        x_NV = matrix(column)
-        z_NTC = np.empty((len(x_NV), x_NV.shape[1] // len(self.channels), len(self.channels)), np.float32)
+        return self._standardized(column).reshape(len(column), column.type.list_size)
+
+    def ragged(self, column: pa.ChunkedArray) -> pa.LargeListArray:
+        """Lists of steps * C values, where lengths differ."""
+        lengths_N = column.combine_chunks().value_lengths().fill_null(0).to_numpy()
+        offsets = np.concatenate([[0], np.cumsum(lengths_N)])
+        return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(self._standardized(column).reshape(-1)))
+
+    def _standardized(self, column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
+        x_SC = steps(column, len(self.channels))
+        z_SC = np.empty(x_SC.shape, np.float32)
         for channel, scale in enumerate(self.channels):
-            z_NTC[..., channel] = scale(x_NV[:, channel :: len(self.channels)].astype(np.float64))
-        return z_NTC.reshape(x_NV.shape)
+            z_SC[:, channel] = scale(x_SC[:, channel].astype(np.float64))
+        return z_SC
 
 
 Encoding = NumericEncoding | DateEncoding | CategoricalEncoding | ImageEncoding | SequenceEncoding

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from raynn.augmentation import augmented
-from raynn.batches import Shard, TrainingShard, evaluation_batches
+from raynn.batches import TrainingShard, evaluation_batches
 from raynn.checkpoint import restore_optimizer
 from raynn.collectives import Workers
 from raynn.errors import TrainingError
@@ -26,6 +26,7 @@ from raynn.objectives import Evaluation, loss_per_row, with_split
 from raynn.optimization import build_optimizer, learning_rate, plateau_reductions
 from raynn.preprocessing import InputSpec
 from raynn.regularization import clip_gradient_norm
+from raynn.shards import Shard
 from raynn.stopping import Decision, decide
 
 Record = dict[str, float]

@@ -8,11 +8,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from raynn.batches import Shard, TrainingShard, build_shard, evaluation_rows, free_memory_bytes
+from raynn.batches import TrainingShard, evaluation_rows
 from raynn.collectives import Workers
 from raynn.job import Job
 from raynn.lanes import Lanes
 from raynn.preparation import EncodedBlocks
+from raynn.shards import Shard, build_shard, free_memory_bytes
 from raynn.splits import TEST, TRAIN, VALIDATION
 from raynn.training import Shards
 

@@ -12,7 +12,7 @@ import math
 import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from glob import glob
 from itertools import pairwise
@@ -30,6 +30,7 @@ from raynn.columns import ColumnSpec, infer_columns
 from raynn.errors import DataError
 from raynn.fragments import BadRow, Fragment, read_fragment, sample_rows, schema_of
 from raynn.preprocessing import InputSpec, Preprocessing, Summary, Task, arrays, fit, summarize
+from raynn.ragged import Ragged
 from raynn.sources import ColumnSplit, DataSettings, find_fragments
 from raynn.splits import NAMES, assign_splits
 
@@ -146,7 +147,7 @@ class EncodedBlocks:
 
     def pieces(
         self, split: int, start: int, stop: int, fetch: Callable[[Any], pa.Table]
-    ) -> Iterator[dict[str, NDArray[Any]]]:
+    ) -> Iterator[dict[str, NDArray[Any] | Ragged]]:
         """Rows start .. stop of a split as arrays [n, ...], a block at a time; only blocks with some are fetched."""
         ends = np.cumsum(self.counts[:, split])
         for index in range(int(np.searchsorted(ends, start, side="right")), len(self.blocks)):
@@ -161,12 +162,21 @@ class EncodedBlocks:
             yield shaped_arrays(table, self.inputs)
 
 
-def shaped_arrays(table: pa.Table, inputs: InputSpec) -> dict[str, NDArray[Any]]:
-    """An encoded table as arrays: `image` [N, C, H, W], `sequence` [N, T, C], others [N, width] or [N]."""
+def shaped_arrays(table: pa.Table, inputs: InputSpec) -> dict[str, NDArray[Any] | Ragged]:
+    """An encoded table as arrays: `image` [N, C, H, W], `sequence` [N, T, C] (ragged where lengths differ), others
+    [N, width] or [N].
+    """
     columns = arrays(table)
     for name, shape in (("image", inputs.image_CHW), ("sequence", inputs.sequence_TC)):
-        if name in columns and shape:
-            columns[name] = columns[name].reshape(-1, *shape)
+        column = columns.get(name)
+        if shape is None or column is None:
+            continue
+        if isinstance(column, Ragged):
+            num_channels = shape[-1]
+            values_SC = column.values_SC.reshape(-1, num_channels)
+            columns[name] = Ragged(values_SC, column.offset_N1 // num_channels)
+        else:
+            columns[name] = column.reshape(-1, *shape)
     return columns
 
 
@@ -221,8 +231,10 @@ def located(settings: DataSettings, folder: Path) -> DataSettings:
     return settings.model_copy(update=found)
 
 
-def understand(settings: DataSettings, folder: Path) -> Understood:
+def understand(settings: DataSettings, folder: Path, any_length: bool = False) -> Understood:
     """Finds the sources and infers the columns from the training source's schema and first rows.
+
+    With `any_length` the lengths of sequences may differ: the shape of such a column is (0, C).
 
     Raises:
         DataError: a source, a column or the target is not there, or of a kind that cannot be.
@@ -242,6 +254,8 @@ def understand(settings: DataSettings, folder: Path) -> Understood:
     except pa.ArrowTypeError:  # files that differ in a column's type: each is read as the first says
         sample = sample_rows(alike[:1], SAMPLE_ROWS)
     features, target = infer_columns(schema_of(fragments), sample, settings)
+    if any_length:
+        features = tuple(replace(f, shape=(0, f.shape[1])) if f.kind == "sequence" else f for f in features)
     splits = [s.column for s in (settings.validation, settings.test) if isinstance(s, ColumnSplit)]
     extra = dict.fromkeys([*([settings.group] if settings.group else []), *splits])
     plan = ReadPlan(settings, features, target, tuple(extra))

@@ -38,6 +38,7 @@ from raynn.encodings import (
     shown,
 )
 from raynn.errors import DataError, RunError, did_you_mean
+from raynn.ragged import Ragged
 from raynn.sources import DataSettings
 from raynn.summaries import (
     CategoricalSummary,
@@ -124,7 +125,9 @@ class Preprocessing:
                 column = table[spec.name]
                 columns["image"] = _fixed_size_list(matrix(column)) if column.null_count else column
             if isinstance(encoding, SequenceEncoding):
-                columns["sequence"] = _fixed_size_list(encoding(table[spec.name]))
+                column = table[spec.name]
+                ragged = spec.shape[0] == 0
+                columns["sequence"] = encoding.ragged(column) if ragged else _fixed_size_list(encoding(column))
         if with_target:
             columns["target"] = pa.array(self._encode_target(table[self.target.name]))
         if row_ids is not None:
@@ -254,14 +257,22 @@ def fit(
     return Preprocessing(task, used, tuple(encodings), target, target_encoding)
 
 
-def arrays(table: pa.Table) -> dict[str, npt.NDArray[Any]]:
-    """An encoded table as arrays [N, width] and [N]: views where a column has one chunk."""
-    return {
-        name: matrix(table[name])
-        if pa.types.is_fixed_size_list(table.schema.field(name).type)
-        else table[name].to_numpy()
-        for name in table.column_names
-    }
+def arrays(table: pa.Table) -> dict[str, npt.NDArray[Any] | Ragged]:
+    """An encoded table as arrays [N, width] and [N], views where a column has one chunk; lists of any length as one
+    `Ragged` of single values.
+    """
+    return {name: _array(table[name]) for name in table.column_names}
+
+
+def _array(column: pa.ChunkedArray) -> npt.NDArray[Any] | Ragged:
+    if pa.types.is_fixed_size_list(column.type):
+        return matrix(column)
+    if pa.types.is_large_list(column.type):
+        lists = column.combine_chunks()
+        offsets = np.concatenate([[0], np.cumsum(lists.value_lengths().to_numpy())])
+        return Ragged(lists.flatten().to_numpy()[:, None], offsets)
+    values: npt.NDArray[Any] = column.to_numpy()
+    return values
 
 
 def _check_features(features: Sequence[ColumnSpec]) -> None:

@@ -315,11 +315,12 @@ def _homes(annotation: Any, name: str, prefix: str = "") -> Iterator[str]:
     """Where in the file a key of this name would be valid."""
     annotation = _without_none(annotation)
     tag = _discriminator(annotation)
+    homes = [fields_of(member) for member in members_of(annotation) if name in fields_of(member)]
+    if homes:
+        kinds = [kind for fields in homes for kind in get_args(fields[tag])] if tag is not None else []
+        yield repr(prefix + name) + (f" of {tag} {_quoted(kinds)}" if kinds else "")
     for member in members_of(annotation):
         for key, inner in fields_of(member).items():
-            if key == name:
-                kinds = get_args(fields_of(member)[tag]) if tag is not None else ()
-                yield repr(prefix + key) + (f" of {tag} {_quoted(kinds)}" if kinds else "")
             yield from _homes(inner, name, f"{prefix}{key}.")
 
 

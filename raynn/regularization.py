@@ -64,7 +64,8 @@ def decayed_and_exempt(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Pa
     exempt: list[nn.Parameter] = []
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            shrinks = parameter.dim() >= 2 and name == "weight" and not isinstance(module, nn.Embedding)
+            named_so = name == "weight" or name.startswith(("weight_ih", "weight_hh"))  # recurrent layers' own names
+            shrinks = parameter.dim() >= 2 and named_so and not isinstance(module, nn.Embedding)
             (decayed if shrinks else exempt).append(parameter)
     return decayed, exempt
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from raynn.batches import Shard, build_shard
+from raynn.batches import evaluation_batches
 from raynn.cleaning import clean
 from raynn.collectives import Workers
 from raynn.errors import DataError, RunError
@@ -22,6 +22,7 @@ from raynn.folder import check_run, read_result
 from raynn.fragments import Fragment
 from raynn.job import Job
 from raynn.loop import evaluate_shard, evaluation_batch_rows, precision
+from raynn.networks import NETWORKS
 from raynn.objectives import with_split
 from raynn.preparation import (
     LocalDriver,
@@ -34,6 +35,7 @@ from raynn.preparation import (
     understand,
 )
 from raynn.preprocessing import Preprocessing
+from raynn.shards import Arrays, Shard, build_shard
 from raynn.sources import find_fragments
 from raynn.splits import NAMES
 from raynn.training import build_model
@@ -73,7 +75,7 @@ class Run:
         self._check_features(table)
         cleaned, bad = clean(table, self.preprocessing.features, None, (), self.job.data)
         arrays = shaped_arrays(self.preprocessing.encode(cleaned), self.preprocessing.input_spec)
-        outputs_NK = self._outputs(arrays, table.num_rows)
+        outputs_NK = self._outputs(self._shard(iter([arrays]), table.num_rows))
         unusable = np.zeros(table.num_rows, bool)
         unusable[[row for row, _, _ in bad]] = True
         for name, values in self._columns(outputs_NK).items():
@@ -104,7 +106,7 @@ class Run:
         Raises:
             RunError: the job has no such split.
         """
-        understood = understand(self.job.data, self.folder)
+        understood = understand(self.job.data, self.folder, NETWORKS[self.job.network.kind].any_length)
         prepared = self._prepared()
         rows = tuple(np.flatnonzero(part == SPLITS[name]) for part in prepared.splits)
         if not any(len(part) for part in rows):
@@ -113,7 +115,7 @@ class Run:
 
     def _prepared(self) -> Prepared:
         """The job's own data again, with the model's preprocessing."""
-        understood = understand(self.job.data, self.folder)
+        understood = understand(self.job.data, self.folder, NETWORKS[self.job.network.kind].any_length)
         return prepare(understood, self.job.task, self.job.optimization.seed, LocalDriver(), self.preprocessing)
 
     def _split_shard(self, prepared: Prepared, name: str) -> Shard:
@@ -140,7 +142,7 @@ class Run:
             raise DataError(f"{data} has no rows to evaluate")
         return self._shard(iter([shaped_arrays(whole, self.preprocessing.input_spec)]), whole.num_rows)
 
-    def _shard(self, pieces: Iterator[dict[str, NDArray[Any]]], rows: int) -> Shard:
+    def _shard(self, pieces: Iterator[Arrays], rows: int) -> Shard:
         device = next(self.model.parameters()).device
         return build_shard(pieces, 0, rows, folder=self.folder / "scratch", device=device, residence="memory")
 
@@ -153,15 +155,12 @@ class Run:
             raise DataError(f"column {missing[0]!r} is missing from the data")
 
     @torch.no_grad()
-    def _outputs(self, arrays: dict[str, NDArray[Any]], num_rows: int) -> NDArray[np.float32]:
+    def _outputs(self, shard: Shard) -> NDArray[np.float32]:
         """Outputs [N, K] of the network, a batch at a time."""
         self.model.eval()
         device = next(self.model.parameters()).device
         outputs = [np.zeros((0, self.preprocessing.input_spec.num_outputs), np.float32)]
-        rows_at_once = evaluation_batch_rows(self.job)
-        for start in range(0, num_rows, rows_at_once):
-            rows = slice(start, min(start + rows_at_once, num_rows))
-            batch = {name: torch.from_numpy(np.array(array[rows])).to(device) for name, array in arrays.items()}
+        for batch in evaluation_batches(shard, evaluation_batch_rows(self.job), device):
             with precision(self.job, device):
                 outputs.append(self.model(batch).float().cpu().numpy())
         return np.concatenate(outputs)

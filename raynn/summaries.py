@@ -63,6 +63,13 @@ def matrix(column: pa.ChunkedArray) -> npt.NDArray[Any]:
     return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
 
 
+def steps(column: pa.ChunkedArray, num_channels: int) -> npt.NDArray[Any]:
+    """All steps [S, C] of a sequence column, one after the other; equal lengths or not."""
+    if pa.types.is_fixed_size_list(column.type):
+        return matrix(column).reshape(-1, num_channels)
+    return np.asarray(column.combine_chunks().flatten().to_numpy(zero_copy_only=False)).reshape(-1, num_channels)
+
+
 def _chunk_matrix(chunk: pa.FixedSizeListArray) -> npt.NDArray[Any]:
     values: npt.NDArray[Any] = chunk.flatten().to_numpy()
     flat = values.reshape(-1, chunk.type.list_size)  # flatten leaves null lists out
@@ -304,7 +311,7 @@ def _summarize_column(column: pa.ChunkedArray, spec: ColumnSpec) -> ColumnSummar
     if spec.kind == "image":
         return _summarize_images(matrix(column), spec.shape[0])
     if spec.kind == "sequence":
-        x_NC = matrix(column).reshape(-1, spec.shape[1])
+        x_NC = steps(column, spec.shape[1])
         return SequenceSummary(tuple(Moments.of(x.astype(np.float64)) for x in x_NC.T))
     raise DataError(
         f"column {spec.name!r} is {spec.kind}, and networks take numeric, categorical, date, image and "

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from raynn import progress
 from raynn.checkpoint import load_newest
 from raynn.cluster import cluster
 from raynn.collectives import gpu_names
+from raynn.columns import ColumnSpec
 from raynn.errors import JobError, ResourceError, RunError, TrainingError, did_you_mean
 from raynn.folder import check_storage, claim, environment, newest, write_bad_rows, write_json
 from raynn.job import NOT_THE_RESULT, Job, differences
@@ -53,7 +54,7 @@ def train(job: Job, folder: Path | None = None, *, quiet: bool = True, started_a
     storage = check_storage(job.storage)
     job = job.model_copy(update={"data": located(job.data, folder or Path())})
     resumed = _resumed_run(job, storage) if job.resume else None
-    understood = understand(job.data, folder or Path())
+    understood = understand(job.data, folder or Path(), NETWORKS[job.network.kind].any_length)
     if not uses_ray(job):
         return _train(job, understood, LocalDriver(), _run_here, resumed or storage, started_at, quiet)
     with cluster(job.resources.workers * (job.resources.cpus_per_worker or 1)):
@@ -120,13 +121,8 @@ def checked(job: Job, prepared: Prepared) -> Job:
         DataError: a global batch larger than the training rows.
     """
     Lanes(prepared.encoded.num_rows(TRAIN), job.optimization.global_batch_size, job.optimization.seed)
-    network = NETWORKS[job.network.kind]
     kinds = {spec.kind for spec in prepared.preprocessing.features}
-    if not kinds & {"image", "sequence"} and network.inputs[0] == "image":
-        raise JobError(
-            f"network.kind = {job.network.kind!r} needs an image or a sequence column, and the features are "
-            f"{', '.join(sorted(kinds))}; use network.kind: feedforward, or declare a column's kind in data.columns"
-        )
+    _check_features(job.network.kind, prepared.preprocessing.features)
     for key, tasks in SERIES_KEYS.items():
         value = getattr(job.data, key)
         if value is not None:
@@ -156,6 +152,24 @@ def checked(job: Job, prepared: Prepared) -> Job:
             "set it to 0"
         )
     return job
+
+
+def _check_features(network_kind: str, features: Sequence[ColumnSpec]) -> None:
+    """That the network has the columns it needs, and takes all there are."""
+    network = NETWORKS[network_kind]
+    kinds = {spec.kind for spec in features}
+    if network.needs and not kinds & set(network.needs):
+        needs = " or ".join(f"an {kind}" if kind[0] in "aeiou" else f"a {kind}" for kind in network.needs)
+        raise JobError(
+            f"network.kind = {network_kind!r} needs {needs} column, and the features are {', '.join(sorted(kinds))}; "
+            "use network.kind: feedforward, or declare a column's kind in data.columns"
+        )
+    for spec in features:
+        if spec.kind not in network.inputs:
+            raise JobError(
+                f"network.kind = {network_kind!r} takes {', '.join(network.inputs)} columns, and {spec.name!r} is "
+                f"{spec.kind}; set `data.columns: {{{spec.name}: ignore}}`, or use network.kind: feedforward"
+            )
 
 
 def _resumed_run(job: Job, storage: Path) -> Path:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from raynn.batches import Shard, TrainingShard
+from raynn.batches import TrainingShard
 from raynn.checkpoint import load_newest, save_checkpoint
 from raynn.collectives import Workers
 from raynn.errors import TrainingError
@@ -25,6 +25,7 @@ from raynn.networks import NETWORKS
 from raynn.objectives import with_split
 from raynn.preprocessing import Preprocessing
 from raynn.progress import ProgressWriter
+from raynn.shards import Shard
 from raynn.tracking import Tracker
 
 

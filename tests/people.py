@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,17 @@ def people(num_rows: int, seed: int = 0) -> pa.Table:
             "price": pa.array(rng.normal(100, 30, num_rows)),
         }
     )
+
+
+PATH = (ColumnSpec("path", "sequence", (0, 2)),)
+
+
+def ragged(lengths: Sequence[int], seed: int = 0) -> pa.Table:
+    """A cleaned table of sequences of so many steps, 2 channels each."""
+    rng = np.random.default_rng(seed)
+    values = rng.normal(5, 3, 2 * sum(lengths)).astype(np.float32)
+    path = pa.LargeListArray.from_arrays(pa.array(2 * np.cumsum([0, *lengths])), pa.array(values))
+    return pa.table({"path": path, "label": pa.array([["no", "yes"][i % 2] for i in range(len(lengths))])})
 
 
 def fitted(

@@ -324,14 +324,57 @@ def test_bad_sequences_have_a_reason_and_are_zeros() -> None:
 
 
 def test_sequences_of_different_lengths() -> None:
-    remedy = "cut or pad them to one length"
+    remedy = "cut or pad them to one length, or use network.kind: lstm or rnn"
     assert message(lambda: clean_one(pa.array([[1, 2], None, [3]]), "sequence", (2, 1))) == (
         f"sequences of different lengths: column 'x' has 1 steps in row 2, and others have 2; {remedy}"
     )
     assert message(lambda: clean_one(pa.array([None, [[1, 2], [3]]]), "sequence", (2, 2))) == (
-        f"sequences of different lengths: column 'x' has 1 channels in row 1, and others have 2; {remedy}"
+        "steps of different widths: column 'x' has 1 channels in row 1, and others have 2; give every step as many"
     )
     assert message(lambda: clean_one(pa.array([[1, 2]]), "sequence", (2, 3))) == (
+        "column 'x' holds one number a step where the others have 3 channels; write every sequence as a list of lists"
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "num_channels", "wanted"),
+    [
+        (pa.array([[1, 2], [3]]), 1, [[1.0, 2.0], [3.0]]),
+        (pa.array([[1.0, 2.0], [3.0]], pa.large_list(pa.float64())), 1, [[1.0, 2.0], [3.0]]),
+        (pa.array([[1, 2], [3, 4]], pa.list_(pa.uint8(), 2)), 1, [[1.0, 2.0], [3.0, 4.0]]),
+        (pa.array([[[1, 2]], [[3, 4], [5, 6]]]), 2, [[1.0, 2.0], [3.0, 4.0, 5.0, 6.0]]),
+        (pa.array([[[1], [2]], [[3]]], pa.large_list(pa.list_(pa.int8(), 1))), 1, [[1.0, 2.0], [3.0]]),
+        (pa.array([[0], [1, 2], [3], [9]]).slice(1, 2), 1, [[1.0, 2.0], [3.0]]),
+        (pa.chunked_array([[[1, 2]], [[3]]]), 1, [[1.0, 2.0], [3.0]]),
+    ],
+)
+def test_sequences_of_any_length(values: pa.Array, num_channels: int, wanted: list[list[float]]) -> None:
+    column, reasons = clean_one(values, "sequence", (0, num_channels))
+    assert column.type == pa.large_list(pa.float32())
+    assert column.to_pylist() == wanted
+    assert not reasons
+
+
+def test_bad_sequences_of_any_length_have_a_reason_and_are_empty() -> None:
+    values = [[[1, 2]], None, [[1, 2], [3, NAN], [INF, NAN]], [[5, 6], [7, 8]], [], [[None, -INF]], [[9, 10]]]
+    for before in ([], [[[0.0, 0.0]], None]):
+        column, reasons = clean_one(pa.array([*before, *values]).slice(len(before)), "sequence", (0, 2))
+        assert column.to_pylist() == [[1.0, 2.0], [], [], [5.0, 6.0, 7.0, 8.0], [], [], [9.0, 10.0]]
+        assert reasons == [
+            (1, "x", "missing sequence"),
+            (2, "x", "nan in channel 1 of step 1"),
+            (4, "x", "missing sequence"),
+            (5, "x", "nan in channel 0 of step 0"),
+        ]
+
+
+def test_channels_of_sequences_of_any_length() -> None:
+    for values, row, found in ([None, [[1, 2], [3, 4]], [[5, 6], [7]]], 2, 1), ([[], [[1, 2], None]], 1, 0):
+        assert message(lambda values=values: clean_one(pa.array(values), "sequence", (0, 2))) == (
+            f"steps of different widths: column 'x' has {found} channels in row {row}, and others have 2; give every "
+            "step as many"
+        )
+    assert message(lambda: clean_one(pa.array([[1, 2]]), "sequence", (0, 3))) == (
         "column 'x' holds one number a step where the others have 3 channels; write every sequence as a list of lists"
     )
 

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from walks import walks
 
 from raynn.cli import main
 
@@ -194,6 +196,23 @@ def test_check_shows_columns_and_the_next_command(capsys: pytest.CaptureFixture[
     assert "168 train, 24 validation, 48 test rows, 0 bad" in lines
     assert lines[-1] == "nothing would stop it; next: raynn train job.yaml 'network={kind: feedforward, hidden: [4]}'"
     printed(capsys, *shlex.split(lines[-1].partition("; next: raynn ")[2]))
+
+
+@pytest.mark.parametrize(
+    ("network", "shown"),
+    [("lstm", "steps sequence any x 2"), ("cnn", "steps sequence 3 x 2")],
+)
+def test_check_shows_the_shape_of_sequences(
+    network: str, shown: str, desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = walks(60)
+    if network == "cnn":
+        table = table.set_column(0, "steps", pa.array([walk[:3] for walk in table["steps"].to_pylist()]))
+    pq.write_table(table, "walks.parquet")
+    data = "data={train: walks.parquet, target: place, columns: {distance: ignore}}"
+    out, _ = printed(capsys, "check", "job.yaml", data, f"network={{kind: {network}}}")
+    (line,) = [line for line in out.splitlines() if line.startswith("  steps ")]
+    assert " ".join(line.split()).startswith(f"{shown} list<")
 
 
 def test_check_the_machine(capsys: pytest.CaptureFixture[str]) -> None:

@@ -234,9 +234,11 @@ def test_a_feature_asked_for_that_no_network_takes() -> None:
 
 
 def test_an_empty_sequence() -> None:
-    assert message(lambda: infer_one(pa.array([[], [1.0]]))) == (
-        "column 'x' is to be sequence, but its first one is empty; fill it, or drop the row"
-    )
+    assert infer_one(pa.array([[], None, [[]], [[1.0, 2.0]]])).shape == (1, 2)
+    for empty in ([], [[]]):
+        assert message(lambda empty=empty: infer_one(pa.array([empty], pa.list_(pa.list_(pa.float64()))))) == (
+            "column 'x' is to be sequence, but none that was sampled holds a number; fill them, or drop it"
+        )
 
 
 # Images

@@ -174,15 +174,15 @@ BAD_FILES = {
     ),
     "no kind": (
         "data: {train: x}\nnetwork: {}\n",
-        ["2:1: network.kind: required key is missing: one of 'cnn', 'feedforward'"],
+        ["2:1: network.kind: required key is missing: one of 'cnn', 'feedforward', 'lstm', 'rnn'"],
     ),
     "wrong kind": (
         "data: {train: x}\nnetwork: {kind: cn}\n",
-        ["2:17: network.kind = 'cn': must be one of 'cnn', 'feedforward'. Did you mean 'cnn'?"],
+        ["2:17: network.kind = 'cn': must be one of 'cnn', 'feedforward', 'lstm', 'rnn'. Did you mean 'cnn'?"],
     ),
     "number for kind": (
         "data: {train: x}\nnetwork: {kind: 3}\n",
-        ["2:17: network.kind = 3: must be one of 'cnn', 'feedforward'"],
+        ["2:17: network.kind = 3: must be one of 'cnn', 'feedforward', 'lstm', 'rnn'"],
     ),
     "kind for network": (
         "data: {train: x}\nnetwork: cnn\n",
@@ -191,7 +191,7 @@ BAD_FILES = {
     "key of another kind": (
         "data: {train: x}\nnetwork: {kind: cnn, hidden: [3]}\n",
         [
-            "2:22: network.hidden: unknown key. It belongs to 'network.hidden' of kind 'feedforward'. "
+            "2:22: network.hidden: unknown key. It belongs to 'network.hidden' of kind 'feedforward', 'rnn', 'lstm'. "
             "Valid keys: kind, channels,"
         ],
     ),

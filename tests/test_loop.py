@@ -13,7 +13,7 @@ from processes import run_on_workers
 from torch import Tensor
 
 import raynn.loop
-from raynn.batches import Arrays, Shard, TrainingShard, build_shard, evaluation_rows
+from raynn.batches import TrainingShard, evaluation_rows
 from raynn.checkpoint import load_newest, save_checkpoint
 from raynn.collectives import Workers
 from raynn.errors import TrainingError
@@ -24,6 +24,7 @@ from raynn.networks import NETWORKS
 from raynn.objectives import loss_per_row
 from raynn.optimization import learning_rate
 from raynn.preprocessing import InputSpec
+from raynn.shards import Arrays, Shard, build_shard
 
 CLOCK = ("seconds", "examples_per_second")  # what two equal runs may differ in
 TABLE = InputSpec(num_numeric=3, cardinalities=(4,), num_outputs=3, task="classification", classes=(0, 1, 2))

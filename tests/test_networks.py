@@ -18,7 +18,7 @@ from raynn.objectives import loss_per_row
 from raynn.preprocessing import InputSpec
 from raynn.regularization import Dropout, RegularizationSettings, decayed_and_exempt
 
-PARTS = {"__init__", "inputs", "layers"}  # files of the folder that hold no network
+PARTS = {"__init__", "inputs", "layers", "recurrent"}  # files of the folder that hold no network
 NUM_CLASSES = 5
 
 TABLE: dict[str, Any] = {
@@ -35,22 +35,32 @@ INPUTS: dict[str, dict[str, Any]] = {
     "image and table": IMAGE | TABLE,
     "sequence and table": SEQUENCE | TABLE,
 }
-# What a network cannot do without.
-NEEDS = {"cnn": ("image", "sequence")}
 # Small enough for tests; the shape of the network is its own.
 SMALL: dict[str, dict[str, Any]] = {
     "feedforward": {"hidden": (24, 16)},
     "cnn": {"channels": (6, 8), "head_hidden": (16,)},
+    "rnn": {"hidden": 20},
+    "lstm": {"hidden": 20},
 }
 TINY: dict[str, dict[str, Any]] = {
     "feedforward": {"hidden": (3, 4), "number_embedding_width": 2, "number_embedding_frequencies": 3},
     "cnn": {"channels": (2, 3), "head_hidden": (3,)},
+    "rnn": {"hidden": 3, "layers": 2},
+    "lstm": {"hidden": 3, "layers": 2},
 }
 
 
 def fits(kind: str, name: str) -> bool:
-    """Whether the network takes these inputs."""
-    return name.split(" ")[0] in NEEDS.get(kind, INPUTS)
+    """Whether the network takes these inputs, and has all it needs."""
+    kinds = {"numeric" if word == "table" else word for word in name.split(" and ")}
+    network = NETWORKS[kind]
+    return kinds <= set(network.inputs) and (not network.needs or bool(kinds & set(network.needs)))
+
+
+SIZES: dict[str, tuple[tuple[int, ...], ...]] = {
+    "image_CHW": ((1, 1, 1), (2, 1, 9), (3, 7, 5), (4, 2, 2), (5, 33, 3), (6, 8, 8), (7, 3, 1)),
+    "sequence_TC": ((1, 1), (2, 5), (17, 3), (64, 7)),
+}
 
 
 CASES = [
@@ -75,6 +85,9 @@ def options(kind: str) -> Iterator[dict[str, Any]]:
         yield from ({"residual": True, "normalization": norm} for norm in ("batch", "layer"))
     if kind == "cnn":
         yield from ({"block": "residual", "pooling": pooling} for pooling in ("max", "mean", "stride"))
+    if kind in ("rnn", "lstm"):
+        pooled = ("last", "mean", "max", "attention")
+        yield from ({"bidirectional": True, "layers": 2, "pooling": pooling} for pooling in pooled)
 
 
 OPTIONS = [
@@ -82,6 +95,7 @@ OPTIONS = [
     for kind in NETWORKS
     for option in options(kind)
     for name in ("image and table", "sequence and table")
+    if fits(kind, name)
 ]
 
 
@@ -97,7 +111,7 @@ def build(kind: str, inputs: InputSpec, fields: dict[str, Any] | None = None, **
     return NETWORKS[kind].build(settings, inputs, RegularizationSettings(**regularization))
 
 
-def batch_of(inputs: InputSpec, num_rows: int, seed: int = 0) -> dict[str, Tensor]:
+def batch_of(kind: str, inputs: InputSpec, num_rows: int, seed: int = 0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     batch = {"numeric": torch.randn(num_rows, inputs.num_numeric, generator=generator)} if inputs.num_numeric else {}
     if inputs.cardinalities:
@@ -107,6 +121,10 @@ def batch_of(inputs: InputSpec, num_rows: int, seed: int = 0) -> dict[str, Tenso
         batch["image"] = torch.randint(256, (num_rows, *inputs.image_CHW), dtype=torch.uint8, generator=generator)
     if inputs.sequence_TC:
         batch["sequence"] = torch.randn(num_rows, *inputs.sequence_TC, generator=generator)
+    if inputs.sequence_TC and NETWORKS[kind].any_length:
+        num_steps = inputs.sequence_TC[0]
+        batch["length"] = torch.randint(1, num_steps + 1, (num_rows,), generator=generator)
+        batch["sequence"] *= (torch.arange(num_steps) < batch["length"][:, None])[:, :, None]
     if inputs.task == "classification":
         batch["target"] = torch.randint(inputs.num_outputs, (num_rows,), generator=generator)
     else:
@@ -131,7 +149,9 @@ def test_an_entry_is_that_of_its_file(kind: str) -> None:
     assert network.settings in get_args(get_args(NetworkSettings)[0])
     assert network.description
     assert set(network.tasks) <= {"classification", "regression"}
-    assert set(network.inputs) <= {"numeric", "categorical", "date", "image", "sequence"}
+    assert set(network.needs) <= set(network.inputs) <= {"numeric", "categorical", "date", "image", "sequence"}
+    if network.any_length:
+        assert "sequence" in network.inputs
     RegularizationSettings(**defaults_for(kind)["regularization"])
 
 
@@ -142,7 +162,7 @@ def test_an_unknown_kind_brings_no_defaults() -> None:
 @pytest.mark.parametrize(("kind", "task", "name"), CASES)
 def test_the_first_loss_is_that_of_knowing_nothing(kind: str, task: str, name: str) -> None:
     inputs = inputs_of(task, INPUTS[name])
-    model, batch = build(kind, inputs, {}), batch_of(inputs, 64)
+    model, batch = build(kind, inputs, {}), batch_of(kind, inputs, 64)
     for training in (True, False):
         outputs_BK = model.train(training)(batch, keys(64))
         assert outputs_BK.shape == (64, inputs.num_outputs)
@@ -155,7 +175,7 @@ def test_the_first_loss_is_that_of_knowing_nothing(kind: str, task: str, name: s
 @pytest.mark.parametrize(("kind", "task", "name"), CASES)
 def test_one_batch_is_learned_by_heart(kind: str, task: str, name: str) -> None:
     inputs = inputs_of(task, INPUTS[name])
-    model, batch = build(kind, inputs), batch_of(inputs, 16)
+    model, batch = build(kind, inputs), batch_of(kind, inputs, 16)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
     for _ in range(120):
         loss = loss_per_row(model(batch, keys(16)), batch["target"], task).mean()
@@ -168,7 +188,7 @@ def test_one_batch_is_learned_by_heart(kind: str, task: str, name: str) -> None:
 @pytest.mark.parametrize(("kind", "task", "name"), CASES)
 def test_the_state_is_all_there_is(kind: str, task: str, name: str) -> None:
     inputs = inputs_of(task, INPUTS[name])
-    model, batch = build(kind, inputs), batch_of(inputs, 8)
+    model, batch = build(kind, inputs), batch_of(kind, inputs, 8)
     with torch.no_grad():
         model(batch, keys(8))  # moves running statistics
         for parameter in model.parameters():
@@ -182,7 +202,7 @@ def test_the_state_is_all_there_is(kind: str, task: str, name: str) -> None:
 @pytest.mark.parametrize(("kind", "task", "name"), CASES)
 def test_a_seed_gives_the_same_bits(kind: str, task: str, name: str) -> None:
     inputs = inputs_of(task, INPUTS[name])
-    batch = batch_of(inputs, 8)
+    batch = batch_of(kind, inputs, 8)
     first, second = (build(kind, inputs, dropout=0.5) for _ in range(2))
     torch.manual_seed(1)  # dropout must not ask the generator
     assert torch.equal(first(batch, keys(8)), second(batch, keys(8)))
@@ -194,7 +214,7 @@ def test_a_seed_gives_the_same_bits(kind: str, task: str, name: str) -> None:
 @pytest.mark.parametrize("knob", ["dropout", "input_dropout"])
 def test_dropout_acts_in_training_alone(kind: str, task: str, name: str, knob: str) -> None:
     inputs = inputs_of(task, INPUTS[name])
-    batch = batch_of(inputs, 8)
+    batch = batch_of(kind, inputs, 8)
     plain, dropped = build(kind, inputs), build(kind, inputs, **{knob: 0.5})
     assert not torch.equal(dropped(batch, keys(8)), plain(batch, keys(8)))
     assert not torch.equal(dropped(batch, keys(8)), dropped(batch, keys(8) + 1))
@@ -204,7 +224,8 @@ def test_dropout_acts_in_training_alone(kind: str, task: str, name: str, knob: s
 
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_every_place_draws_its_own_masks(kind: str) -> None:
-    model = build(kind, inputs_of("regression", INPUTS["image and table"]), dropout=0.5, input_dropout=0.5)
+    name = next(name for name in ("image and table", "sequence and table") if fits(kind, name))
+    model = build(kind, inputs_of("regression", INPUTS[name]), TINY[kind], dropout=0.5, input_dropout=0.5)
     first_salts = [int(module.salt_H[0]) for module in model.modules() if isinstance(module, Dropout)]
     assert len(set(first_salts)) == len(first_salts) >= 3
 
@@ -212,7 +233,7 @@ def test_every_place_draws_its_own_masks(kind: str) -> None:
 @pytest.mark.parametrize(("kind", "option", "name"), OPTIONS)
 def test_every_option_passes_gradient_to_every_parameter(kind: str, option: dict[str, Any], name: str) -> None:
     inputs = inputs_of("classification", INPUTS[name])
-    model, batch = build(kind, inputs, {**SMALL[kind], **option}), batch_of(inputs, 32)
+    model, batch = build(kind, inputs, {**SMALL[kind], **option}), batch_of(kind, inputs, 32)
     loss_per_row(model(batch, keys(32)), batch["target"], "classification").mean().backward()
     for parameter_name, parameter in model.named_parameters():
         assert parameter.grad is not None, parameter_name
@@ -224,7 +245,7 @@ def test_every_option_passes_gradient_to_every_parameter(kind: str, option: dict
 def test_gradients_are_those_of_finite_differences(kind: str, option: dict[str, Any], name: str) -> None:
     inputs = inputs_of("classification", INPUTS[name])
     model = build(kind, inputs, {**TINY[kind], **option}, dropout=0.2, input_dropout=0.2).double()
-    batch = {k: x.double() if x.is_floating_point() else x for k, x in batch_of(inputs, 4).items()}
+    batch = {k: x.double() if x.is_floating_point() else x for k, x in batch_of(kind, inputs, 4).items()}
     names, parameters = zip(*model.named_parameters(), strict=True)
     with torch.no_grad():  # off the kinks: a bias of 0 before a ReLU is one
         for parameter in parameters:
@@ -246,24 +267,22 @@ def test_embeddings_biases_and_norms_are_not_decayed(kind: str, option: dict[str
     assert not [each for each in decayed if each.startswith("table.") or "norm" in each or each.endswith("bias")]
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
 @pytest.mark.parametrize(
-    "fields",
+    ("kind", "fields"),
     [
-        *(
-            {"image_CHW": size}
-            for size in ((1, 1, 1), (2, 1, 9), (3, 7, 5), (4, 2, 2), (5, 33, 3), (6, 8, 8), (7, 3, 1))
-        ),
-        *({"sequence_TC": size} for size in ((1, 1), (2, 5), (17, 3), (64, 7))),
+        pytest.param(kind, {field: size}, id=f"{kind}-{field}-{size}")
+        for kind in NETWORKS
+        for field, sizes in SIZES.items()
+        for size in sizes
+        if fits(kind, field.partition("_")[0])
     ],
-    ids=str,
 )
 def test_every_size_and_number_of_channels(kind: str, fields: dict[str, Any]) -> None:
     if "image_CHW" in fields:
         channels = fields["image_CHW"][0]
         fields = {**fields, "image_mean": (127.0,) * channels, "image_std": (60.0,) * channels}
     inputs = inputs_of("regression", fields)
-    batch = batch_of(inputs, 4)
+    batch = batch_of(kind, inputs, 4)
     deep = {"channels": (2, 3, 4, 4), "head_hidden": (4,)} if kind == "cnn" else SMALL[kind]
     for option in options(kind):
         model = build(kind, inputs, {**deep, **option}, dropout=0.2)
@@ -271,7 +290,7 @@ def test_every_size_and_number_of_channels(kind: str, fields: dict[str, Any]) ->
         assert model.eval()(batch).isfinite().all(), option
 
 
-@pytest.mark.parametrize("kind", NEEDS)
+@pytest.mark.parametrize("kind", [kind for kind, network in NETWORKS.items() if network.needs])
 def test_a_network_says_what_it_needs(kind: str) -> None:
     with pytest.raises(JobError, match=rf"^network\.kind = '{kind}' needs an? .*; use network\.kind: feedforward"):
         build(kind, inputs_of("regression", TABLE))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from raynn.preparation import (
     understand,
 )
 from raynn.preprocessing import InputSpec
+from raynn.ragged import Ragged
 from raynn.sources import DataSettings
 from raynn.splits import TEST, TRAIN, VALIDATION
 from raynn.trainer import train
@@ -247,6 +249,37 @@ def test_any_slice_of_the_pieces_is_that_of_the_whole(
     assert all((piece["sequence"][:, 1, 0] == piece["target"]).all() for piece in pieces)
     assert all(len(piece["target"]) for piece in pieces)
     assert len(fetched) == len({value // 1000 for value in whole[start:stop]})
+
+
+@given(
+    st.lists(st.tuples(*[st.lists(st.integers(0, 3), max_size=4)] * 3), min_size=1, max_size=NUM_BLOCKS),
+    st.sampled_from([TRAIN, VALIDATION, TEST]),
+    st.data(),
+)
+def test_any_slice_of_ragged_pieces_is_that_of_the_whole(
+    lengths: list[tuple[list[int], list[int], list[int]]], split: int, data: st.DataObject
+) -> None:
+    """Steps of two channels count up through all blocks and splits."""
+    blocks, whole, first = [], [], 0
+    for parts in lengths:
+        values = np.arange(first, first + 2 * sum(map(sum, parts)), dtype=np.float32)
+        first += len(values)
+        lists = pa.LargeListArray.from_arrays(2 * np.cumsum([0, *chain(*parts)]), pa.array(values))
+        blocks.append(pa.table({"sequence": lists, "target": pa.array(np.arange(len(lists)))}))
+        start = sum(map(len, parts[:split]))
+        whole += lists.to_pylist()[start : start + len(parts[split])]
+    counts = np.array([[len(part) for part in parts] for parts in lengths], np.int64)
+    encoded = EncodedBlocks(blocks, counts, InputSpec(sequence_TC=(0, 2)))
+    start = data.draw(st.integers(0, len(whole)))
+    stop = data.draw(st.integers(start, len(whole)))
+    found = []
+    for piece in encoded.pieces(split, start, stop, lambda block: block):
+        ragged = piece["sequence"]
+        assert isinstance(ragged, Ragged)
+        assert ragged.values_SC.shape == (ragged.offset_N1[-1], 2)
+        assert len(ragged) == len(piece["target"]) > 0
+        found += [ragged.values_SC[a:b].reshape(-1).tolist() for a, b in pairwise(ragged.offset_N1)]
+    assert found == whole[start:stop]
 
 
 def test_sources_are_located_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,12 +8,13 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from people import LABEL, PRICE, fitted, one_column, people, with_labels
+from people import LABEL, PATH, PRICE, fitted, one_column, people, ragged, with_labels
 
 from raynn import summaries
 from raynn.columns import ColumnSpec
 from raynn.errors import DataError, RunError
 from raynn.preprocessing import InputSpec, Preprocessing, arrays, fit, summarize
+from raynn.ragged import Ragged
 from raynn.sources import DataSettings
 
 
@@ -29,6 +30,27 @@ def test_pieces_encode_to_the_bits_of_the_whole(scaling: str, cuts: list[int]) -
     for name, joined in arrays(pa.concat_tables(pieces)).items():
         assert joined.dtype == whole[name].dtype
         assert joined.tobytes() == whole[name].tobytes()
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=12), st.lists(st.integers(0, 12), max_size=4))
+@settings(deadline=None, max_examples=50)
+def test_ragged_pieces_encode_to_the_bits_of_the_whole(lengths: list[int], cuts: list[int]) -> None:
+    table = ragged(lengths)
+    preprocessing = fitted(ragged([4, 2, 3], seed=1), PATH)
+    assert preprocessing.input_spec.sequence_TC == (0, 2)
+    assert Preprocessing.from_json(preprocessing.to_json()) == preprocessing
+    pairs = itertools.pairwise([0, *sorted(min(cut, len(lengths)) for cut in cuts), len(lengths)])
+    pieces = pa.concat_tables([preprocessing.encode(table.slice(a, b - a), None, True) for a, b in pairs])
+    for encoded in (preprocessing.encode(table, None, True), pieces):
+        assert encoded["sequence"].type == pa.large_list(pa.float32())
+        found = arrays(encoded)["sequence"]
+        assert isinstance(found, Ragged)
+        assert np.diff(found.offset_N1).tolist() == [2 * length for length in lengths]
+        raw = arrays(table.select(["path"]))["path"]
+        assert isinstance(raw, Ragged)
+        scales = preprocessing.encodings[0].channels  # type: ignore[union-attr]
+        z_SC = np.stack([scales[c](raw.values_SC[c::2, 0].astype(np.float64)) for c in (0, 1)], axis=1)
+        assert found.values_SC.tobytes() == z_SC.astype(np.float32).tobytes()
 
 
 def test_long_tables_encode_to_the_bits_of_their_pieces() -> None:

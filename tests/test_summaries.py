@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from people import FEATURES, LABEL, PRICE, fitted, people
+from people import FEATURES, LABEL, PATH, PRICE, fitted, people, ragged
 
 from raynn import summaries
 from raynn.columns import ColumnSpec
@@ -72,6 +72,16 @@ def test_fitted_statistics_equal_numpy_however_the_rows_are_cut() -> None:
         spec = fits.input_spec
         assert spec.image_mean == pytest.approx(photo.mean(axis=(0, 2)), rel=1e-12)
         assert spec.image_std == pytest.approx(photo.std(axis=(0, 2)), rel=1e-12)
+
+
+def test_statistics_of_ragged_sequences_equal_numpy_over_all_steps() -> None:
+    table = ragged([0, 3, 1, 9, 0, 0, 4, 2, 7, 5])
+    steps_SC = np.concatenate([np.array(row).reshape(-1, 2) for row in table["path"].to_pylist()])
+    assert len(steps_SC) == 31
+    for cuts in ((), (1,), (4, 6), tuple(range(1, 10))):
+        channels = fitted(table, PATH, cuts=cuts).encodings[0].channels  # type: ignore[union-attr]
+        assert [c.mean for c in channels] == pytest.approx(steps_SC.mean(axis=0, dtype=np.float64), rel=1e-12)
+        assert [c.std for c in channels] == pytest.approx(steps_SC.std(axis=0, dtype=np.float64), rel=1e-12)
 
 
 def test_a_gap_or_a_time_of_day_in_any_fragment_counts() -> None:

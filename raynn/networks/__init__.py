@@ -13,11 +13,14 @@ from typing import Annotated, Any
 from pydantic import Field
 from torch import nn
 
-from raynn.networks import cnn, feedforward
+from raynn.networks import cnn, feedforward, lstm, rnn
 from raynn.networks.cnn import CnnSettings
 from raynn.networks.feedforward import FeedforwardSettings
+from raynn.networks.lstm import LstmSettings
+from raynn.networks.rnn import RnnSettings
+from raynn.settings import Settings
 
-NetworkSettings = Annotated[FeedforwardSettings | CnnSettings, Field(discriminator="kind")]
+NetworkSettings = Annotated[FeedforwardSettings | CnnSettings | RnnSettings | LstmSettings, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,16 @@ class NetworkSpec:
     """A network type: how it is built, what it is for, and the tuned defaults of other sections it brings."""
 
     description: str
-    settings: type[FeedforwardSettings] | type[CnnSettings]
+    settings: type[Settings]
     build: Callable[..., nn.Module]
     tasks: tuple[str, ...]
     inputs: tuple[str, ...]
+    needs: tuple[str, ...] = ()  # at least one column of these kinds
+    any_length: bool = False  # takes sequences whose lengths differ
     defaults: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+
+RECURRENT_DEFAULTS = {"regularization": {"dropout": 0.1, "weight_decay": 1e-3, "gradient_clip_norm": 1.0}}
 
 NETWORKS: dict[str, NetworkSpec] = {
     "feedforward": NetworkSpec(
@@ -47,7 +54,28 @@ NETWORKS: dict[str, NetworkSpec] = {
         build=cnn.build,
         tasks=("classification", "regression"),
         inputs=("image", "sequence", "numeric", "categorical", "date"),
+        needs=("image", "sequence"),
         defaults={"regularization": {"dropout": 0.25, "weight_decay": 1e-2}},
+    ),
+    "rnn": NetworkSpec(
+        description="recurrent network over sequences of any lengths: Elman's (tanh, relu) or gated (gru)",
+        settings=RnnSettings,
+        build=rnn.build,
+        tasks=("classification", "regression"),
+        inputs=("sequence", "numeric", "categorical", "date"),
+        needs=("sequence",),
+        any_length=True,
+        defaults=RECURRENT_DEFAULTS,
+    ),
+    "lstm": NetworkSpec(
+        description="recurrent network with a memory cell, over sequences of any lengths",
+        settings=LstmSettings,
+        build=lstm.build,
+        tasks=("classification", "regression"),
+        inputs=("sequence", "numeric", "categorical", "date"),
+        needs=("sequence",),
+        any_length=True,
+        defaults=RECURRENT_DEFAULTS,
     ),
 }
 

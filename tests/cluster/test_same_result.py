@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from walks import walks
 
 from raynn.job import Job
 from raynn.trainer import train
@@ -19,12 +20,15 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 NETWORKS: dict[str, dict[str, Any]] = {
     "feedforward": {"kind": "feedforward", "hidden": [32, 32], "normalization": "batch"},
     "cnn": {"kind": "cnn", "channels": [8, 16], "head_hidden": [32]},
+    "lstm": {"kind": "lstm", "hidden": 16, "bidirectional": True},
 }
 
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """1,003 rows of numbers and categories, some missing, sorted by the target: nothing divides evenly."""
+    """1,003 rows of numbers and categories, some missing, sorted by the target: nothing divides evenly. Beside it lies
+    walks.parquet, sequences of different lengths.
+    """
     rng = np.random.default_rng(0)
     x, z = rng.normal(size=(2, 1003))
     color = rng.choice(["red", "green", "blue"], size=1003)
@@ -33,6 +37,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     columns = {"x": pa.array(x, mask=rng.random(1003) < 0.1), "z": pa.array(z), "color": pa.array(color)}
     path = tmp_path_factory.mktemp("data") / "table.parquet"
     pq.write_table(pa.table({**columns, "label": pa.array(label)}).take(pa.array(order)), path, row_group_size=300)
+    pq.write_table(walks(503).sort_by("place"), path.with_name("walks.parquet"), row_group_size=150)
     return path
 
 
@@ -41,6 +46,8 @@ def job_of(kind: str, table: Path, storage: Path, **resources: Any) -> Job:
     data: dict[str, Any] = {"train": str(table), "target": "label", "validation": 0.2, "test": 0.1}
     if kind == "cnn":
         data |= {"train": "digits"}
+    if kind == "lstm":
+        data |= {"train": str(table.with_name("walks.parquet")), "target": "place", "columns": {"distance": "ignore"}}
     return Job.from_dict(
         {
             "name": kind,

@@ -1,0 +1,30 @@
+"""Recurrent network with a memory cell (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import nn
+
+from raynn.networks.recurrent import Recurrent, RecurrentSettings
+from raynn.preprocessing import InputSpec
+from raynn.regularization import RegularizationSettings
+
+
+class LstmSettings(RecurrentSettings):
+    """Long short-term memory."""
+
+    kind: Literal["lstm"]
+
+
+def build(settings: LstmSettings, inputs: InputSpec, regularization: RegularizationSettings) -> nn.Module:
+    """The network for these inputs.
+
+    Raises:
+        JobError: the features have no sequence.
+    """
+
+    def cell(width: int) -> nn.RNNBase:
+        return nn.LSTM(width, settings.hidden, batch_first=True, bidirectional=settings.bidirectional)
+
+    return Recurrent(cell, settings, inputs, regularization)

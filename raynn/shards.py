@@ -1,0 +1,188 @@
+"""One worker's rows of a split as contiguous tensors: on the GPU, in memory, or in memory-mapped files.
+
+Where the rows live changes the speed and never the batches.
+
+Shapes: N rows, B rows of a batch, S steps of all sequences, T the longest of a batch, C channels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raynn.ragged import Ragged
+
+Arrays = dict[str, NDArray[Any] | Ragged]
+
+
+@dataclass(frozen=True)
+class RaggedTensor:
+    """Sequences of different lengths: steps `values_SC`, sequence n from step `offset_N1[n]` to `offset_N1[n + 1]`."""
+
+    values_SC: Tensor
+    offset_N1: Tensor
+
+    def to(self, device: torch.device) -> RaggedTensor:
+        """The same on a device."""
+        return RaggedTensor(self.values_SC.to(device), self.offset_N1.to(device))
+
+    def padded(self, rows_B: Tensor) -> tuple[Tensor, Tensor]:
+        """The sequences of these rows [B, T, C], T the longest of them (1 where all are empty, as those of bad rows
+        are), zeros after the end of each; lengths [B].
+        """
+        start_B = self.offset_N1[rows_B]
+        length_B = self.offset_N1[rows_B + 1] - start_B
+        step_T = torch.arange(max(1, int(length_B.max())), device=start_B.device)
+        within_BT = step_T < length_B[:, None]
+        x_BTC = self.values_SC.new_zeros((*within_BT.shape, self.values_SC.shape[1]))
+        x_BTC[within_BT] = self.values_SC[(start_B[:, None] + step_T)[within_BT]]
+        return x_BTC, length_B
+
+
+@dataclass(frozen=True)
+class Shard:
+    """`num_rows` rows of one split, from `first_row` of that split on: tensors by column, [N, ...] each."""
+
+    tensors: dict[str, Tensor | RaggedTensor]
+    first_row: int
+    num_rows: int
+    residence: str
+
+    def gathered(self, rows: Tensor, device: torch.device) -> dict[str, Tensor]:
+        """The batch of these rows (0 is the shard's first), on `device`."""
+        batch: dict[str, Tensor] = {}
+        for name, tensor in self.tensors.items():
+            if isinstance(tensor, RaggedTensor):
+                batch[name], batch["length"] = tensor.padded(rows)
+            else:
+                batch[name] = tensor.index_select(0, rows)
+        return batch if self.residence == "device" else _moved(batch, device)
+
+
+def _moved(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The batch on `device`: to a GPU through pinned memory, without waiting."""
+    if device.type != "cuda":
+        return batch
+    return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def choose_residence(size_bytes: int, budget_bytes: int, residence: str, device: torch.device) -> str:
+    """Where a shard of `size_bytes` lives: "device" (a GPU with twice the room), "memory" or "disk"."""
+    if residence == "disk" or (residence == "auto" and size_bytes > budget_bytes):
+        return "disk"
+    if device.type == "cuda" and 2 * size_bytes < torch.cuda.mem_get_info(device)[0]:
+        return "device"
+    return "memory"
+
+
+def free_memory_bytes() -> int:
+    """Memory that can be taken without swapping: the container's limit where there is one, else the machine's."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+    else:  # macOS tells only how much there is
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and limit.read_text().strip() != "max":
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return free
+
+
+def build_shard(
+    pieces: Iterable[Arrays],
+    first_row: int,
+    num_rows: int,
+    *,
+    folder: Path,
+    device: torch.device,
+    residence: str = "auto",
+    budget_bytes: int | None = None,
+) -> Shard:
+    """Copies pieces [n, ...], in order, into one tensor a column; one piece is held beside them at a time (sequences of
+    different lengths are held twice while they are joined in memory).
+
+    On "disk" the tensors are memory-mapped files in `folder`: random rows are read as batches need them, and the
+    operating system keeps in memory what fits.
+    """
+    columns: dict[str, _Rows | _Steps] = {}
+    where, filled = "memory", 0
+    for piece in pieces:
+        if not columns:
+            budget = budget_bytes if budget_bytes is not None else free_memory_bytes() // 2
+            where = choose_residence(round(_row_bytes(piece) * num_rows), budget, residence, device)
+            if where == "disk":
+                folder.mkdir(parents=True, exist_ok=True)
+            for name, array in piece.items():
+                path = folder / f"{name}.bin" if where == "disk" else None
+                columns[name] = _Steps(path) if isinstance(array, Ragged) else _Rows(num_rows, array, path)
+        for name, array in piece.items():
+            columns[name].add(array)
+        filled += len(next(iter(piece.values())))
+    assert filled == num_rows, f"a shard of {num_rows} rows was given {filled}"
+    tensors = {name: column.tensor() for name, column in columns.items()}
+    if where == "device":
+        tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+    return Shard(tensors, first_row, num_rows, where)
+
+
+def _row_bytes(piece: Arrays) -> float:
+    """Bytes a row, on average."""
+    total = sum(array.values_SC.nbytes if isinstance(array, Ragged) else array.nbytes for array in piece.values())
+    return total / max(1, len(next(iter(piece.values()))))
+
+
+class _Rows:
+    """A column whose rows are alike: one array for all of them, filled piece by piece."""
+
+    def __init__(self, num_rows: int, like: NDArray[Any], path: Path | None) -> None:
+        shape = (num_rows, *like.shape[1:])
+        self.filled = 0
+        self.array: NDArray[Any]
+        if path is None:
+            self.array = np.empty(shape, dtype=like.dtype)
+        else:
+            self.array = np.memmap(path, dtype=like.dtype, mode="w+", shape=shape)
+
+    def add(self, array: Any) -> None:
+        """The next rows."""
+        self.array[self.filled : self.filled + len(array)] = array
+        self.filled += len(array)
+
+    def tensor(self) -> Tensor:
+        """All rows, without a copy."""
+        return torch.from_numpy(np.asarray(self.array))
+
+
+class _Steps:
+    """A column of sequences whose lengths differ: how many steps there will be is known at the end."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.parts: list[Ragged] = []
+
+    def add(self, ragged: Any) -> None:
+        """The next sequences; on disk only their lengths stay in memory."""
+        if self.path is not None:
+            with self.path.open("ab" if self.parts else "wb") as file:
+                np.ascontiguousarray(ragged.values_SC).tofile(file)
+            ragged = Ragged(ragged.values_SC[:0].copy(), ragged.offset_N1)
+        self.parts.append(ragged)
+
+    def tensor(self) -> RaggedTensor:
+        """All sequences."""
+        whole = Ragged.joined(self.parts)
+        values_SC = whole.values_SC
+        num_steps = int(whole.offset_N1[-1])
+        if self.path is not None and num_steps:
+            shape = (num_steps, values_SC.shape[1])
+            values_SC = np.memmap(self.path, dtype=values_SC.dtype, mode="r+", shape=shape)
+        return RaggedTensor(torch.from_numpy(np.asarray(values_SC)), torch.from_numpy(whole.offset_N1))
