@@ -17,7 +17,9 @@ help:
 train: .venv/.installed
 	.venv/bin/raynn train jobs/digits_cnn.yaml name=$(run)
 	.venv/bin/raynn predict runs/$(run) test --out runs/$(run)/predictions.parquet
-	@.venv/bin/python -c 'import pandas; print(pandas.read_parquet("runs/$(run)/predictions.parquet").drop(columns="image").head(8).round(3).to_string(index=False))'
+	@.venv/bin/python -c 'import pandas; t = pandas.read_parquet("runs/$(run)/predictions.parquet"); \
+		t["probability"] = t.filter(like="probability_").max(axis=1).round(3); \
+		print(t[["label", "prediction", "probability"]].head(8).to_string(index=False))'
 
 test: .venv/.installed
 	.venv/bin/pytest
