@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,24 +80,20 @@ def run_training(assignment: Assignment, shards: Shards, workers: Workers) -> It
     writes = workers.rank == 0
     tracker = Tracker(folder, state.history, job.tracking, job.model_dump(mode="json")) if writes else None
     clock = _Clock(time.perf_counter(), len(state.history))
-    progress = ProgressWriter(folder, lambda: _progress(job, state, shards.train, clock)) if writes else None
-    if progress:
-        progress.__enter__()
+    progress = ProgressWriter(folder, lambda: _progress(job, state, shards.train, clock)) if writes else nullcontext()
     try:
-        for record in train_epochs(job, inputs, state, shards.train, shards.validation, workers):
-            if tracker:
-                save_checkpoint(folder / "checkpoints", len(state.history), state.to_dict())
-                tracker.write(record)
-            yield record
-        model.load_state_dict(state.best_weights)
-        test = evaluate_shard(job, inputs, model, shards.test, workers) if shards.test is not None else {}
+        with progress:
+            for record in train_epochs(job, inputs, state, shards.train, shards.validation, workers):
+                if tracker:
+                    save_checkpoint(folder / "checkpoints", len(state.history), state.to_dict())
+                    tracker.write(record)
+                yield record
+            model.load_state_dict(state.best_weights)
+            test = evaluate_shard(job, inputs, model, shards.test, workers) if shards.test is not None else {}
     except TrainingError as error:
         good = sorted((folder / "checkpoints").glob("epoch-*"))
         hint = f"; the last good checkpoint is {good[-1]}" if good else ""
         raise TrainingError(f"{error}{hint}") from None
-    finally:
-        if progress:
-            progress.__exit__(None, None, None)
     if tracker:
         result = _result(assignment, state, with_split("test", test), workers, model)
         _save_model(folder / "model", assignment, model)
