@@ -284,7 +284,10 @@ def test_a_problems_path_reads_as_one_writes_it() -> None:
     assert dotted(()) == ""
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "jobs").glob("*.yaml")), ids=lambda path: path.stem)
+SHIPPED = sorted((Path(__file__).parents[1] / "jobs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_job_that_ships_is_valid_and_says_its_command(path: Path) -> None:
     job = Job.load(path)
     assert job.data.target
