@@ -364,7 +364,7 @@ def _encoded_block(table: pa.Table, parts: list[NDArray[np.uint8]], preprocessin
     """A block's rows encoded, by split: training, validation, test; excluded rows are gone."""
     _, splits = _block_part(table, parts)
     rows = np.concatenate([np.flatnonzero(splits == split) for split in range(3)])
-    return preprocessing.encode(_taken(table, rows), None, with_target=True).combine_chunks()
+    return preprocessing.encode(_taken(table, rows), with_target=True).combine_chunks()
 
 
 def _taken(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:

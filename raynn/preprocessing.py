@@ -43,7 +43,6 @@ from raynn.sources import DataSettings
 from raynn.summaries import (
     CategoricalSummary,
     ImageSummary,
-    Integers,
     NumericSummary,
     Summary,
     matrix,
@@ -106,10 +105,10 @@ class Preprocessing:
             "restore the file, or train again"
         )
 
-    def encode(self, table: pa.Table, row_ids: Integers | None = None, with_target: bool = False) -> pa.Table:
+    def encode(self, table: pa.Table, with_target: bool = False) -> pa.Table:
         """Cleaned rows as numbers: those columns of `numeric` float32[F], `categorical` int64[C],
-        `image` uint8[C*H*W], `sequence` float32[T*C], `target` (int64 class index, or float32 standardized)
-        and `row` int64 that there are. Equal bits whether a table is encoded whole or in pieces.
+        `image` uint8[C*H*W], `sequence` float32[T*C] (a list of any length where T is 0) and `target` (int64 class
+        index, or float32 standardized) that there are. Equal bits whether a table is encoded whole or in pieces.
 
         DataError when a column is missing, or a target's label was not among the training rows.
         """
@@ -130,8 +129,6 @@ class Preprocessing:
                 columns["sequence"] = encoding.ragged(column) if ragged else _fixed_size_list(encoding(column))
         if with_target:
             columns["target"] = pa.array(self._encode_target(table[self.target.name]))
-        if row_ids is not None:
-            columns["row"] = pa.array(np.asarray(row_ids, np.int64))
         return pa.table(columns)
 
     def decode_target(self, values: npt.NDArray[Any]) -> pa.Array:

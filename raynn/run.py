@@ -136,7 +136,7 @@ class Run:
                 raise DataError(
                     f"{data} holds rows that cannot be evaluated, the first: {described(bad[0])}; mend or drop them"
                 )
-            tables.append(self.preprocessing.encode(cleaned, None, with_target=True))
+            tables.append(self.preprocessing.encode(cleaned, with_target=True))
         whole = pa.concat_tables(tables).combine_chunks()
         if not whole.num_rows:
             raise DataError(f"{data} has no rows to evaluate")

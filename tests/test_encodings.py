@@ -250,7 +250,7 @@ def test_labels_decode_to_what_they_were(column: pa.Array, classes: Any, dtype: 
     preprocessing = Preprocessing.from_json(preprocessing.to_json())
     spec = preprocessing.input_spec
     assert (spec.classes, spec.num_outputs, spec.task) == (classes, len(classes), "classification")
-    indices = arrays(preprocessing.encode(table, None, True))["target"]
+    indices = arrays(preprocessing.encode(table, with_target=True))["target"]
     assert indices.dtype == np.int64
     assert [classes[i] for i in indices] == column.to_pylist()
     decoded = preprocessing.decode_target(indices)
@@ -262,14 +262,14 @@ def test_whole_real_labels_match_integers_of_another_file() -> None:
     table = pa.table({"x": [1.0, 2.0], "label": [0, 1]})
     preprocessing = fitted(table, (ColumnSpec("x", "numeric"),))
     other = pa.table({"x": [1.0, 2.0], "label": [1.0, 0.0]})
-    assert arrays(preprocessing.encode(other, None, True))["target"].tolist() == [1, 0]
+    assert arrays(preprocessing.encode(other, with_target=True))["target"].tolist() == [1, 0]
 
 
 def test_regression_targets_are_standardized_and_decoded() -> None:
     table = people(500)
     price = table["price"].to_numpy()
     preprocessing = fitted(table, target=PRICE, task="regression")
-    encoded = arrays(preprocessing.encode(table, None, True))["target"]
+    encoded = arrays(preprocessing.encode(table, with_target=True))["target"]
     assert encoded.dtype == np.float32
     assert (encoded.mean(), encoded.std()) == pytest.approx((0, 1), abs=1e-5)
     assert preprocessing.decode_target(encoded).to_numpy() == pytest.approx(price, rel=1e-5)

@@ -24,9 +24,9 @@ from raynn.sources import DataSettings
 def test_pieces_encode_to_the_bits_of_the_whole(scaling: str, cuts: list[int]) -> None:
     table = people(400)
     preprocessing = fitted(people(300, seed=1), scaling=scaling)
-    whole = arrays(preprocessing.encode(table, np.arange(400), True))
+    whole = arrays(preprocessing.encode(table, with_target=True))
     pairs = itertools.pairwise([0, *sorted(cuts), 400])
-    pieces = [preprocessing.encode(table.slice(a, b - a), np.arange(a, b), True) for a, b in pairs]
+    pieces = [preprocessing.encode(table.slice(a, b - a), with_target=True) for a, b in pairs]
     for name, joined in arrays(pa.concat_tables(pieces)).items():
         assert joined.dtype == whole[name].dtype
         assert joined.tobytes() == whole[name].tobytes()
@@ -40,8 +40,8 @@ def test_ragged_pieces_encode_to_the_bits_of_the_whole(lengths: list[int], cuts:
     assert preprocessing.input_spec.sequence_TC == (0, 2)
     assert Preprocessing.from_json(preprocessing.to_json()) == preprocessing
     pairs = itertools.pairwise([0, *sorted(min(cut, len(lengths)) for cut in cuts), len(lengths)])
-    pieces = pa.concat_tables([preprocessing.encode(table.slice(a, b - a), None, True) for a, b in pairs])
-    for encoded in (preprocessing.encode(table, None, True), pieces):
+    pieces = pa.concat_tables([preprocessing.encode(table.slice(a, b - a), with_target=True) for a, b in pairs])
+    for encoded in (preprocessing.encode(table, with_target=True), pieces):
         assert encoded["sequence"].type == pa.large_list(pa.float32())
         found = arrays(encoded)["sequence"]
         assert isinstance(found, Ragged)
@@ -69,7 +69,7 @@ def test_json_round_trip_encodes_to_the_same_bits(scaling: str, target: ColumnSp
     again = Preprocessing.from_json(preprocessing.to_json())
     assert again == preprocessing
     assert again.input_spec == preprocessing.input_spec
-    for a, b in zip(preprocessing.encode(table, None, True), again.encode(table, None, True), strict=True):
+    for a, b in zip(preprocessing.encode(table, with_target=True), again.encode(table, with_target=True), strict=True):
         assert a.equals(b)
 
 
@@ -89,14 +89,13 @@ def test_json_keeps_the_types_of_labels(labels: list[Any]) -> None:
 
 def test_encoded_columns_types_and_shapes() -> None:
     preprocessing = fitted(people(100))
-    encoded = preprocessing.encode(people(20, seed=5), np.arange(7, 27), True)
+    encoded = preprocessing.encode(people(20, seed=5), with_target=True)
     assert {field.name: str(field.type).replace("item", "element") for field in encoded.schema} == {
         "numeric": "fixed_size_list<element: float>[11]",
         "categorical": "fixed_size_list<element: int64>[1]",
         "image": "fixed_size_list<element: uint8>[12]",
         "sequence": "fixed_size_list<element: float>[8]",
         "target": "int64",
-        "row": "int64",
     }
     views = arrays(encoded)
     assert {name: view.shape for name, view in views.items()} == {
@@ -105,14 +104,12 @@ def test_encoded_columns_types_and_shapes() -> None:
         "image": (20, 12),
         "sequence": (20, 8),
         "target": (20,),
-        "row": (20,),
     }
-    assert views["row"].tolist() == list(range(7, 27))
     assert np.isfinite(views["numeric"]).all()
 
 
 def test_arrays_are_views() -> None:
-    encoded = fitted(people(100)).encode(people(20), np.arange(20), True)
+    encoded = fitted(people(100)).encode(people(20), with_target=True)
     for name, view in arrays(encoded).items():
         column = encoded[name].chunk(0)
         buffer = (column.values if pa.types.is_fixed_size_list(column.type) else column).buffers()[1]
@@ -126,12 +123,12 @@ def test_only_columns_that_there_are() -> None:
 
 def test_an_empty_table_encodes_to_an_empty_table() -> None:
     preprocessing = fitted(people(100))
-    encoded = preprocessing.encode(people(100).slice(0, 0), np.arange(0), True)
+    encoded = preprocessing.encode(people(100).slice(0, 0), with_target=True)
     assert {name: view.shape[0] for name, view in arrays(encoded).items()} == dict.fromkeys(
-        ["numeric", "categorical", "image", "sequence", "target", "row"], 0
+        ["numeric", "categorical", "image", "sequence", "target"], 0
     )
     none = people(100).schema.empty_table()
-    assert preprocessing.encode(none, np.arange(0), True).num_rows == 0
+    assert preprocessing.encode(none, with_target=True).num_rows == 0
 
 
 def test_ignored_columns_are_left_out() -> None:
@@ -192,7 +189,6 @@ def test_missing_target_column_names_the_nearest() -> None:
         "(2 more). Did you mean 'labels'? Metrics need it; `raynn predict` does not",
         preprocessing.encode,
         table,
-        None,
         True,
     )
 
@@ -204,11 +200,10 @@ def test_unseen_labels_are_named() -> None:
         "'fox'). Did you mean 'dog'? Mend or drop these rows, or train on rows of every class",
         preprocessing.encode,
         with_labels(["Dog", "cat", "yak", "yak"]),
-        None,
         True,
     )
     preprocessing = fitted(with_labels([True, False]), (ColumnSpec("x", "numeric"),))
-    says("target 'label': 2 in 1 rows is none", preprocessing.encode, with_labels([1, 2]), None, True)
+    says("target 'label': 2 in 1 rows is none", preprocessing.encode, with_labels([1, 2]), True)
 
 
 def test_missing_targets_are_counted() -> None:
@@ -217,7 +212,6 @@ def test_missing_targets_are_counted() -> None:
         "target 'label' is missing in 2 of 3 rows; fill it in, or drop these rows",
         preprocessing.encode,
         with_labels(["cat", None, None]),
-        None,
         True,
     )
 
@@ -225,7 +219,7 @@ def test_missing_targets_are_counted() -> None:
 def test_text_where_regression_was_trained() -> None:
     preprocessing = fitted(people(50), target=PRICE, task="regression")
     table = people(3).drop_columns(["price"]).append_column("price", pa.array(["1", "dear", "3"]))
-    says("target 'price' must be a number, as in training: ", preprocessing.encode, table, None, True)
+    says("target 'price' must be a number, as in training: ", preprocessing.encode, table, True)
 
 
 X = (ColumnSpec("x", "numeric"),)
