@@ -29,7 +29,8 @@ from raynn.cleaning import ShapeError, clean
 from raynn.columns import ColumnSpec, infer_columns
 from raynn.errors import DataError
 from raynn.fragments import BadRow, Fragment, read_fragment, sample_rows, schema_of
-from raynn.preprocessing import InputSpec, Preprocessing, Summary, Task, arrays, fit, summarize
+from raynn.metrics import Task
+from raynn.preprocessing import InputSpec, Preprocessing, Summary, arrays, fit, summarize
 from raynn.ragged import Ragged
 from raynn.sources import ColumnSplit, DataSettings, find_fragments
 from raynn.splits import NAMES, assign_splits

@@ -11,7 +11,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,7 @@ from raynn.encodings import (
     shown,
 )
 from raynn.errors import DataError, RunError, did_you_mean
+from raynn.metrics import Task
 from raynn.ragged import Ragged
 from raynn.sources import DataSettings
 from raynn.summaries import (
@@ -53,8 +54,6 @@ from raynn.summaries import (
 __all__ = ["InputSpec", "Preprocessing", "Summary", "arrays", "fit", "summarize"]
 
 BLOCK_ROWS = 2**14  # a block's columns and its rows stay in the processor's cache: a third of the time
-
-Task = Literal["classification", "regression"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +73,12 @@ class InputSpec:
     classes: tuple[Label, ...] | None = None
     target_mean: float = 0.0
     target_std: float = 1.0
+    vocabulary_size: int = 0  # token ids are 0 .. vocabulary_size - 1; 0: there is no text
+    window: int = 0  # steps (forecasting) or tokens (language modeling) that are read at most
+    horizon: int = 0  # steps forecast
+    num_targets: int = 1  # series forecast together
+    known_numeric: tuple[int, ...] = ()  # columns of `numeric` that are known in the future
+    known_categorical: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
