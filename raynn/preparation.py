@@ -174,8 +174,8 @@ def shaped_arrays(table: pa.Table, inputs: InputSpec) -> dict[str, NDArray[Any] 
             continue
         if isinstance(column, Ragged):
             num_channels = shape[-1]
-            values_SC = column.values_SC.reshape(-1, num_channels)
-            columns[name] = Ragged(values_SC, column.offset_N1 // num_channels)
+            values_SC = column.values.reshape(-1, num_channels)
+            columns[name] = Ragged(values_SC, column.start_N // num_channels, column.stop_N // num_channels)
         else:
             columns[name] = column.reshape(-1, *shape)
     return columns

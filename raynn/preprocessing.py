@@ -271,8 +271,7 @@ def _array(column: pa.ChunkedArray) -> npt.NDArray[Any] | Ragged:
         return matrix(column)
     if pa.types.is_large_list(column.type):
         lists = column.combine_chunks()
-        offsets = np.concatenate([[0], np.cumsum(lists.value_lengths().to_numpy())])
-        return Ragged(lists.flatten().to_numpy()[:, None], offsets)
+        return Ragged.consecutive(lists.flatten().to_numpy(), lists.value_lengths().to_numpy())
     values: npt.NDArray[Any] = column.to_numpy()
     return values
 

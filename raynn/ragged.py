@@ -1,6 +1,7 @@
-"""Sequences of different lengths: all steps one after the other, and where each sequence begins.
+"""Sequences of different lengths, and windows that overlap: all steps one after the other, and where each begins and
+ends. Nothing is cut out until a batch needs it.
 
-Shapes: N sequences, S steps of all of them, C channels.
+Shapes: N sequences, S steps of all of them, ... what a step holds.
 """
 
 from __future__ import annotations
@@ -15,24 +16,35 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class Ragged:
-    """`values_SC` holds sequence n in rows offset_N1[n] .. offset_N1[n + 1] (int64 [N + 1], from 0 to S)."""
+    """Sequence n holds steps start_N[n] .. stop_N[n] (int64) of `values` [S, ...]."""
 
-    values_SC: npt.NDArray[Any]
-    offset_N1: npt.NDArray[np.int64]
+    values: npt.NDArray[Any]
+    start_N: npt.NDArray[np.int64]
+    stop_N: npt.NDArray[np.int64]
+
+    @classmethod
+    def consecutive(cls, values: npt.NDArray[Any], length_N: npt.NDArray[np.integer[Any]]) -> Ragged:
+        """Sequences of these lengths, one behind the other."""
+        stop_N = np.cumsum(length_N, dtype=np.int64)
+        return cls(values, stop_N - length_N, stop_N)
 
     def __len__(self) -> int:
-        return len(self.offset_N1) - 1
+        return len(self.start_N)
 
     def __getitem__(self, rows: slice) -> Ragged:
-        """Sequences start .. stop, a view of their steps."""
-        start, stop, step = rows.indices(len(self))
-        assert step == 1, "only sequences that follow one another are a view"
-        offset_N1 = self.offset_N1[start : max(start, stop) + 1]
-        return Ragged(self.values_SC[offset_N1[0] : offset_N1[-1]], offset_N1 - offset_N1[0])
+        """Sequences start .. stop, a view of the steps from the first that one of them holds to the last."""
+        assert rows.step in (None, 1), "only sequences that follow one another are a view"
+        start_N, stop_N = self.start_N[rows], self.stop_N[rows]
+        if not len(start_N):
+            return Ragged(self.values[:0], start_N, stop_N)
+        first = int(start_N.min())
+        return Ragged(self.values[first : int(stop_N.max())], start_N - first, stop_N - first)
 
     @classmethod
     def joined(cls, parts: Sequence[Ragged]) -> Ragged:
         """One after the other."""
-        lengths_N = np.concatenate([np.diff(part.offset_N1) for part in parts])
-        values_SC = np.concatenate([part.values_SC for part in parts])
-        return cls(values_SC, np.concatenate([[0], np.cumsum(lengths_N)]))
+        first_P = np.cumsum([0, *(len(part.values) for part in parts)])
+        starts = [part.start_N + first for part, first in zip(parts, first_P[:-1], strict=True)]
+        stops = [part.stop_N + first for part, first in zip(parts, first_P[:-1], strict=True)]
+        values = np.concatenate([part.values for part in parts])
+        return cls(values, np.concatenate(starts), np.concatenate(stops))

@@ -25,26 +25,38 @@ Arrays = dict[str, NDArray[Any] | Ragged]
 
 @dataclass(frozen=True)
 class RaggedTensor:
-    """Sequences of different lengths: steps `values_SC`, sequence n from step `offset_N1[n]` to `offset_N1[n + 1]`."""
+    """Sequence n holds steps start_N[n] .. stop_N[n] of `values` [S, ...]. `length` where all have one, else None."""
 
-    values_SC: Tensor
-    offset_N1: Tensor
+    values: Tensor
+    start_N: Tensor
+    stop_N: Tensor
+    length: int | None
+
+    @classmethod
+    def of(cls, values: Tensor, start_N: Tensor, stop_N: Tensor) -> RaggedTensor:
+        """Looks whether all sequences are equally long, so that no batch has to."""
+        lengths = (stop_N - start_N).unique()
+        return cls(values, start_N, stop_N, int(lengths) if len(lengths) == 1 else None)
 
     def to(self, device: torch.device) -> RaggedTensor:
         """The same on a device."""
-        return RaggedTensor(self.values_SC.to(device), self.offset_N1.to(device))
+        return RaggedTensor(self.values.to(device), self.start_N.to(device), self.stop_N.to(device), self.length)
 
     def padded(self, rows_B: Tensor) -> tuple[Tensor, Tensor]:
-        """The sequences of these rows [B, T, C], T the longest of them (1 where all are empty, as those of bad rows
+        """The sequences of these rows [B, T, ...], T the longest of them (1 where all are empty, as those of bad rows
         are), zeros after the end of each; lengths [B].
         """
-        start_B = self.offset_N1[rows_B]
-        length_B = self.offset_N1[rows_B + 1] - start_B
-        step_T = torch.arange(max(1, int(length_B.max())), device=start_B.device)
+        start_B = self.start_N[rows_B]
+        length_B = self.stop_N[rows_B] - start_B
+        num_steps = max(1, int(length_B.max()) if self.length is None else self.length)
+        step_T = torch.arange(num_steps, device=start_B.device)
+        place_BT = start_B[:, None] + step_T
+        if self.length:
+            return self.values[place_BT], length_B
         within_BT = step_T < length_B[:, None]
-        x_BTC = self.values_SC.new_zeros((*within_BT.shape, self.values_SC.shape[1]))
-        x_BTC[within_BT] = self.values_SC[(start_B[:, None] + step_T)[within_BT]]
-        return x_BTC, length_B
+        x = self.values.new_zeros((*within_BT.shape, *self.values.shape[1:]))
+        x[within_BT] = self.values[place_BT[within_BT]]
+        return x, length_B
 
 
 @dataclass(frozen=True)
@@ -136,7 +148,7 @@ def build_shard(
 
 def _row_bytes(piece: Arrays) -> float:
     """Bytes a row, on average."""
-    total = sum(array.values_SC.nbytes if isinstance(array, Ragged) else array.nbytes for array in piece.values())
+    total = sum(array.values.nbytes if isinstance(array, Ragged) else array.nbytes for array in piece.values())
     return total / max(1, len(next(iter(piece.values()))))
 
 
@@ -168,21 +180,23 @@ class _Steps:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.parts: list[Ragged] = []
+        self.filled = 0  # steps in the file
 
     def add(self, ragged: Any) -> None:
-        """The next sequences; on disk only their lengths stay in memory."""
-        if self.path is not None:
-            with self.path.open("ab" if self.parts else "wb") as file:
-                np.ascontiguousarray(ragged.values_SC).tofile(file)
-            ragged = Ragged(ragged.values_SC[:0].copy(), ragged.offset_N1)
-        self.parts.append(ragged)
+        """The next sequences; on disk only where they begin and end stays in memory."""
+        if self.path is None:
+            self.parts.append(ragged)
+            return
+        with self.path.open("ab" if self.parts else "wb") as file:
+            np.ascontiguousarray(ragged.values).tofile(file)
+        self.parts.append(Ragged(ragged.values[:0].copy(), ragged.start_N + self.filled, ragged.stop_N + self.filled))
+        self.filled += len(ragged.values)
 
     def tensor(self) -> RaggedTensor:
         """All sequences."""
         whole = Ragged.joined(self.parts)
-        values_SC = whole.values_SC
-        num_steps = int(whole.offset_N1[-1])
-        if self.path is not None and num_steps:
-            shape = (num_steps, values_SC.shape[1])
-            values_SC = np.memmap(self.path, dtype=values_SC.dtype, mode="r+", shape=shape)
-        return RaggedTensor(torch.from_numpy(np.asarray(values_SC)), torch.from_numpy(whole.offset_N1))
+        values = whole.values
+        if self.path is not None and self.filled:
+            values = np.memmap(self.path, dtype=values.dtype, mode="r+", shape=(self.filled, *values.shape[1:]))
+        bounds = torch.from_numpy(whole.start_N), torch.from_numpy(whole.stop_N)
+        return RaggedTensor.of(torch.from_numpy(np.asarray(values)), *bounds)

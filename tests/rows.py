@@ -18,11 +18,11 @@ CPU = torch.device("cpu")
 def arrays(num_rows: int) -> Arrays:
     """Numbers, images, sequences of 0 to 4 steps of 2 channels, and the row's number as target."""
     random = np.random.default_rng(0)
-    offset_N1 = np.concatenate([[0], np.cumsum(random.integers(0, 5, num_rows))])
+    length_N = random.integers(0, 5, num_rows)
     return {
         "numeric": random.normal(size=(num_rows, 3)).astype(np.float32),
         "image": random.integers(0, 256, (num_rows, 1, 2, 2), dtype=np.uint8),
-        "sequence": Ragged(random.normal(size=(offset_N1[-1], 2)).astype(np.float32), offset_N1),
+        "sequence": Ragged.consecutive(random.normal(size=(length_N.sum(), 2)).astype(np.float32), length_N),
         "target": np.arange(num_rows),
     }
 
@@ -47,4 +47,4 @@ def steps_of(whole: Arrays, row: int) -> np.ndarray:
     """Steps [T, 2] of one row's sequence."""
     ragged = whole["sequence"]
     assert isinstance(ragged, Ragged)
-    return ragged.values_SC[ragged.offset_N1[row] : ragged.offset_N1[row + 1]]
+    return ragged.values[ragged.start_N[row] : ragged.stop_N[row]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -276,9 +276,9 @@ def test_any_slice_of_ragged_pieces_is_that_of_the_whole(
     for piece in encoded.pieces(split, start, stop, lambda block: block):
         ragged = piece["sequence"]
         assert isinstance(ragged, Ragged)
-        assert ragged.values_SC.shape == (ragged.offset_N1[-1], 2)
+        assert ragged.values.shape == (ragged.stop_N[-1], 2)
         assert len(ragged) == len(piece["target"]) > 0
-        found += [ragged.values_SC[a:b].reshape(-1).tolist() for a, b in pairwise(ragged.offset_N1)]
+        found += [ragged.values[a:b].reshape(-1).tolist() for a, b in zip(ragged.start_N, ragged.stop_N, strict=True)]
     assert found == whole[start:stop]
 
 

@@ -23,7 +23,7 @@ def test_a_shard_holds_its_pieces_in_order(tmp_path: Path, residence: str) -> No
         found = shard.tensors[name]
         if isinstance(array, Ragged):
             assert isinstance(found, RaggedTensor)
-            pairs = [(found.values_SC, array.values_SC), (found.offset_N1, array.offset_N1)]
+            pairs = [(found.values, array.values), (found.start_N, array.start_N), (found.stop_N, array.stop_N)]
         else:
             pairs = [(found, array)]
         for tensor, expected in pairs:
@@ -33,7 +33,7 @@ def test_a_shard_holds_its_pieces_in_order(tmp_path: Path, residence: str) -> No
 
 @pytest.mark.parametrize("residence", ["memory", "disk"])
 def test_a_shard_of_empty_sequences(tmp_path: Path, residence: str) -> None:
-    empty: Arrays = {"sequence": Ragged(np.zeros((0, 3), np.float32), np.zeros(5, np.int64))}
+    empty: Arrays = {"sequence": Ragged.consecutive(np.zeros((0, 3), np.float32), np.zeros(4, np.int64))}
     shard = build_shard(iter([empty, empty]), 0, 8, folder=tmp_path, device=CPU, residence=residence)
     batch = shard.gathered(torch.tensor([7, 0]), CPU)
     assert torch.equal(batch["sequence"], torch.zeros(2, 1, 3))
@@ -73,9 +73,29 @@ def test_sequences_are_padded_to_the_longest_of_the_batch(tmp_path: Path, rows: 
 
 def test_padding_is_zero_whatever_lies_beyond() -> None:
     values_SC = torch.tensor([[1.0], [2.0], [torch.nan], [torch.inf]])
-    x_BTC, length_B = RaggedTensor(values_SC, torch.tensor([0, 1, 2, 4])).padded(torch.tensor([1, 0, 2]))
+    x_BTC, length_B = RaggedTensor.of(values_SC, torch.tensor([0, 1, 2]), torch.tensor([1, 2, 4])).padded(
+        torch.tensor([1, 0, 2])
+    )
     assert length_B.tolist() == [1, 1, 2]
     assert x_BTC[:2].squeeze(2).tolist() == [[2.0, 0.0], [1.0, 0.0]]
+
+
+def test_windows_of_one_length_are_cut_from_one_series(tmp_path: Path) -> None:
+    values_SC = np.arange(20, dtype=np.float32).reshape(10, 2)
+    start_N = np.arange(7)
+    windows = Ragged(values_SC, start_N, start_N + 4)
+    for residence in ("memory", "disk"):
+        shard = build_shard(
+            iter([{"numeric": windows[:3]}, {"numeric": windows[3:]}]),
+            0,
+            7,
+            folder=tmp_path,
+            device=CPU,
+            residence=residence,
+        )
+        batch = shard.gathered(torch.tensor([6, 0, 3]), CPU)
+        assert batch["numeric"].tolist() == [values_SC[i : i + 4].tolist() for i in (6, 0, 3)]
+        assert batch["length"].tolist() == [4, 4, 4]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +117,7 @@ def test_residence(size: int, budget: int, residence: str, chosen: str) -> None:
         ("numeric", 20 * 12),
         ("image", 20 * 4),
         ("target", 20 * 8),
-        ("sequence", len(arrays(20)["sequence"].values_SC) * 8),
+        ("sequence", len(arrays(20)["sequence"].values) * 8),
     ],  # type: ignore[union-attr]
 )
 def test_a_shard_is_measured_before_it_is_filled(tmp_path: Path, name: str, num_bytes: int) -> None:
