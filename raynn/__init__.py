@@ -29,15 +29,18 @@ data, worker and trainer, `wandb` in tracking alone.
     ragged.py          sequences of different lengths, one after the other
     preprocessing.py   fitted on the training split, saved as JSON with the model
     preparation.py     from sources to encoded blocks: read, clean, split, fit, encode
+    windows.py         windows of steps, cut lazily
     lanes.py           which rows a global batch holds, whatever the number of workers
     randomness.py      random numbers as a function of seed, epoch, row and place
     collectives.py     what the workers of one run do together
     regularization.py  every knob against overfitting, in one table for all networks
     augmentation.py    images flipped and shifted while training
     optimization.py    optimizer and learning rate as functions of the step
-    objectives.py      losses, and the metrics computed
+    objectives.py      losses
+    evaluation.py      metrics of a whole split, over all workers
     networks/          WHO learns: one file per type, named in one table
     job.py             Job: load, override, fingerprint, schema
+    tasks.py           what a job's task asks of its data and its network
     shards.py          a worker's rows as tensors: on the GPU, in memory or on disk
     batches.py         which of them a batch holds, in which order
     checkpoint.py      the state to resume from, written whole or not at all

@@ -17,6 +17,8 @@ from raynn.lanes import Lanes, contiguous_bounds
 from raynn.randomness import row_keys
 from raynn.shards import Shard
 
+EVALUATION_SEED = 0
+
 
 @dataclass(frozen=True)
 class TrainingShard:
@@ -44,8 +46,15 @@ def evaluation_rows(num_rows: int, rank: int, num_workers: int) -> tuple[int, in
     return int(bounds[rank]), int(bounds[rank + 1])
 
 
-def evaluation_batches(shard: Shard, rows_per_batch: int, device: torch.device) -> Iterator[dict[str, Tensor]]:
-    """The shard's rows in order, none left out."""
+def evaluation_batches(
+    shard: Shard, rows_per_batch: int, device: torch.device
+) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    """The shard's rows in order, none left out, with keys [B] that depend on the row alone: a network that draws noise
+    to be scored draws the same each time.
+    """
     rows = torch.arange(shard.num_rows, device=device if shard.residence == "device" else None)
-    for rows_B in rows.split(rows_per_batch) if shard.num_rows else ():
-        yield shard.gathered(rows_B, device)
+    numbers = np.arange(shard.first_row, shard.first_row + shard.num_rows)
+    keys = torch.from_numpy(row_keys(EVALUATION_SEED, 0, numbers)).to(device)
+    for rows_B, key_B in zip(rows.split(rows_per_batch), keys.split(rows_per_batch), strict=True):
+        if len(rows_B):
+            yield shard.gathered(rows_B, device), key_B

@@ -14,12 +14,13 @@ from raynn.folder import check_storage, environment
 from raynn.job import Job
 from raynn.lanes import Lanes
 from raynn.networks import NETWORKS
-from raynn.preparation import LocalDriver, prepare, split_summary, understand
+from raynn.preparation import LocalDriver, split_summary
 from raynn.regularization import RegularizationSettings
 from raynn.shards import free_memory_bytes
 from raynn.splits import NAMES, TRAIN
 from raynn.stopping import EarlyStoppingSettings
-from raynn.trainer import checked, uses_ray
+from raynn.tasks import checked, prepare_job, understand_job
+from raynn.trainer import uses_ray
 from raynn.training import build_model
 
 Answer = dict[str, Any]
@@ -56,21 +57,21 @@ def check_job(path: str, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
     job = Job.load(path, overrides)
     storage = check_storage(job.storage)
     uses_ray(job)  # raises where the driver cannot be had
-    understood = understand(job.data, Path(path).parent, NETWORKS[job.network.kind].any_length)
-    prepared = prepare(understood, job.task, job.optimization.seed, LocalDriver())
+    understood = understand_job(job, Path(path).parent)
+    prepared = prepare_job(job, understood, LocalDriver())
     job = checked(job.model_copy(update={"task": prepared.task}), prepared)
     lanes = Lanes(prepared.encoded.num_rows(TRAIN), job.optimization.global_batch_size, job.optimization.seed)
     parameters = sum(p.numel() for p in build_model(job, prepared.preprocessing).parameters())
-    target = prepared.preprocessing.target
+    targets = [spec.name for spec in prepared.preprocessing.targets]
     columns = {
         spec.name: {"kind": spec.kind, "shape": list(spec.shape), "reason": spec.reason}
-        for spec in (*understood.plan.features, target)
+        for spec in (*understood.plan.features, *prepared.preprocessing.targets)
     }
     rows = {name: prepared.encoded.num_rows(split) for split, name in NAMES.items()}
     answer = {
         "job": job.name,
         "task": prepared.task,
-        "target": target.name,
+        "target": targets[0] if len(targets) == 1 else targets,
         "columns": columns,
         "rows": rows,
         "bad_rows": len(prepared.bad_rows),
@@ -81,10 +82,11 @@ def check_job(path: str, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
         "storage": str(storage),
     }
     width = max(len(name) for name in columns)
-    lines = [f"{job.name}: {prepared.task} of {target.name!r} ({prepared.task_reason})"]
+    of = f" of {', '.join(map(repr, targets))}" if targets else ""
+    lines = [f"{job.name}: {prepared.task}{of} ({prepared.task_reason})"]
     for name, spec in columns.items():
         shape = " x ".join(str(size or "any") for size in spec["shape"])  # 0: lengths may differ
-        role = "target" if name == target.name else f"{spec['kind']} {shape}"
+        role = "target" if name in targets else f"{spec['kind']} {shape}"
         lines.append(f"  {name:<{width}}  {role:<16}  {spec['reason']}".rstrip())
     lines += [
         f"{split_summary(prepared)}, {len(prepared.bad_rows)} bad",

@@ -43,13 +43,13 @@ ROWS_PER_THREAD_TASK = 64
 def clean(
     table: pa.Table,
     features: Sequence[ColumnSpec],
-    target: ColumnSpec | None,
+    targets: Sequence[ColumnSpec],
     extra: Sequence[str],
     settings: DataSettings,
 ) -> tuple[pa.Table, list[tuple[int, str, str]]]:
     """All rows of a raw table in their order, typed, and (row, column, reason) of the bad ones, by row.
 
-    Columns: the features that are not ignored, the target if there is one, then `extra` as they are.
+    Columns: the features that are not ignored, the targets, then `extra` as they are.
         numeric      float64; missing, NaN and infinite values are null
         categorical  string, written alike whatever the file format: 3, 3.0 and "3.0" are "3", True is "true"
         date         timestamp[us], UTC where a zone was given
@@ -70,7 +70,7 @@ def clean(
         require_family(spec.name, spec.kind, column.type)
         columns[spec.name], bad = _CLEANERS[spec.kind](column, spec, settings)
         reasons += [(row, spec.name, reason) for row, reason in bad]
-    if target is not None:
+    for target in targets:
         column = _column(table, target.name)
         require_family(target.name, target.kind, column.type)
         columns[target.name], bad = _clean_target(column, target, settings)

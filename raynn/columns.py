@@ -60,30 +60,44 @@ class ColumnSpec:
 
 
 def infer_columns(
-    schema: pa.Schema, sample: pa.Table, settings: DataSettings
-) -> tuple[tuple[ColumnSpec, ...], ColumnSpec]:
-    """The features, in the order of `data.features` or of the schema, and the target.
+    schema: pa.Schema, sample: pa.Table, settings: DataSettings, kinds: tuple[ColumnKind, ...] | None = None
+) -> tuple[tuple[ColumnSpec, ...], tuple[ColumnSpec, ...]]:
+    """The features, in the order of `data.features` or of the schema, and the targets.
 
-    Features of kind `ignore` are among them, so that the reason can be shown; group, time and split columns are not.
+    Features of kind `ignore` are among them, so that the reason can be shown; group, time, series and split columns
+    are not. With `kinds`, columns of other kinds that `data.features` does not name are ignored.
 
     Raises:
-        DataError: names that are not columns, a target that is not set, columns that cannot be what they should.
+        DataError: names that are not columns, columns that cannot be what they should.
     """
     _require_columns(schema.names, settings)
-    if settings.target is None:
-        raise DataError(f"data.target is not set: name the column to predict, one of {_listed(schema.names)}")
     if not sample.num_rows:
         raise DataError("the data hold no rows to infer columns from; name a source that holds some")
     roles = {name: field for field, name in _named(settings) if field not in ("data.features", "data.columns")}
+    roles = {name: field for name, field in roles.items() if field != "data.known"}
     for name in settings.features or ():
         if name in roles:
             raise DataError(f"data.features names {name!r}, which is {roles[name]} and so no input; take it out")
     names = settings.features or [name for name in schema.names if name not in roles]
     features = tuple(_feature(name, sample[name], settings) for name in names)
+    if kinds is not None and not settings.features:
+        features = tuple(_only(kinds, spec) for spec in features)
+    return features, tuple(_target(name, sample[name], settings) for name in settings.targets)
+
+
+def require_features(features: Iterable[ColumnSpec], settings: DataSettings) -> None:
+    """DataError unless a column is left to learn from."""
+    features = tuple(features)
     if all(spec.kind == "ignore" for spec in features):
         reasons = "; ".join(f"{spec.name}: {spec.reason}" for spec in features) or "there is no other column"
-        raise DataError(f"no feature is left beside data.target = {settings.target!r} ({reasons}); add a column")
-    return features, _target(settings.target, sample[settings.target], settings)
+        beside = f" beside data.target = {settings.target!r}" if settings.target else ""
+        raise DataError(f"no feature is left{beside} ({reasons}); add a column")
+
+
+def _only(kinds: tuple[ColumnKind, ...], spec: ColumnSpec) -> ColumnSpec:
+    if spec.kind in (*kinds, "ignore"):
+        return spec
+    return ColumnSpec(spec.name, "ignore", (), f"{spec.kind}, and the task reads {' and '.join(kinds)} columns alone")
 
 
 def parse_numbers(text: Any) -> Any:
@@ -292,9 +306,11 @@ def _where(mask: Any, values: Any) -> Any:
 def _named(settings: DataSettings) -> list[tuple[str, str]]:
     """Every column that the settings name, with the field that does."""
     named: list[tuple[str, str | None]] = [
-        ("data.target", settings.target),
+        *(("data.target", name) for name in settings.targets),
         ("data.group", settings.group),
         ("data.time", settings.time),
+        ("data.series", settings.series),
+        *(("data.known", name) for name in settings.known),
         *(("data.features", name) for name in settings.features or ()),
         *(("data.columns", name) for name in settings.columns),
     ]

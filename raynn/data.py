@@ -47,6 +47,10 @@ class RayDriver:
         """Brings one block at a time here."""
         return (ray.get(block) for block in blocks)
 
+    def put(self, tables: Sequence[pa.Table]) -> Blocks:
+        """Tables of this process, into the object store."""
+        return tuple(ray.put(table) for table in tables)
+
     @staticmethod
     def _materialized(dataset: ray.data.Dataset) -> Blocks:
         try:

@@ -1,6 +1,6 @@
 """The page: what training is, in the order in which it happens. A generator; whoever drives it saves, reports or stops.
 
-Shapes: B rows of this worker's share of a batch, K outputs.
+Shapes: B rows of this worker's share of a batch.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from raynn.batches import TrainingShard, evaluation_batches
 from raynn.checkpoint import restore_optimizer
 from raynn.collectives import Workers
 from raynn.errors import TrainingError
+from raynn.evaluation import evaluation_of
 from raynn.job import Job
 from raynn.metrics import higher_is_better
-from raynn.objectives import Evaluation, loss_per_row, with_split
+from raynn.objectives import loss_per_row, with_split
 from raynn.optimization import build_optimizer, learning_rate, plateau_reductions
 from raynn.preprocessing import InputSpec
-from raynn.regularization import clip_gradient_norm
+from raynn.regularization import AveragedWeights, clip_gradient_norm
 from raynn.shards import Shard
 from raynn.stopping import Decision, decide
 
@@ -40,6 +41,7 @@ class TrainingState:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    average: AveragedWeights | None = None
     history: list[Record] = field(default_factory=list)
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     decision: Decision | None = None
@@ -54,13 +56,21 @@ class TrainingState:
     @classmethod
     def fresh(cls, job: Job, model: nn.Module) -> TrainingState:
         """The state before the first step."""
-        return cls(model, build_optimizer(job.optimization, model, job.regularization.weight_decay))
+        decay = job.regularization.ema_decay
+        average = AveragedWeights(model, decay) if decay is not None else None
+        return cls(model, build_optimizer(job.optimization, model, job.regularization.weight_decay), average)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is scored and kept: the one of averaged weights where the job asks for it."""
+        return self.model if self.average is None else self.average.model
 
     def to_dict(self) -> dict[str, Any]:
         """For a checkpoint. Random numbers are functions of (seed, epoch, row): there is no generator to save."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "average": self.average.to_dict() if self.average else None,
             "history": self.history,
             "best_weights": self.best_weights,
         }
@@ -69,6 +79,8 @@ class TrainingState:
         """Takes the place of a state that `to_dict` wrote."""
         self.model.load_state_dict(state["model"])
         restore_optimizer(self.optimizer, state["optimizer"])
+        if self.average:
+            self.average.restore(state["average"])
         self.history, self.best_weights = state["history"], state["best_weights"]
 
 
@@ -98,6 +110,8 @@ def train_epochs(
             clip_gradient_norm(state.model, job.regularization.gradient_clip_norm)
             state.optimizer.step()
             state.optimizer.zero_grad()
+            if state.average:
+                state.average.update(state.model)
             state.step_of_epoch = k + 1
             state.first_step_at = state.first_step_at or time.time()
             if (k + 1) % STEPS_BETWEEN_CHECKS == 0 or k + 1 == steps:
@@ -106,14 +120,14 @@ def train_epochs(
         # losses are sums over this worker's rows: over all workers and steps, per row
         train_loss = float(workers.sum(losses).sum()) / train.lanes.num_rows
         record = {"epoch": epoch + 1, "step": (epoch + 1) * steps, "train/loss": train_loss}
-        record |= with_split("val", evaluate_shard(job, inputs, state.model, validation, workers))
+        record |= with_split("val", evaluate_shard(job, inputs, state.evaluated, validation, workers))
         record |= {"learning_rate": rate, "seconds": train_seconds}
         record["examples_per_second"] = train.lanes.num_rows / train_seconds
         state.history.append(record)
         state.step_of_epoch = 0
         state.decision = decide(job.early_stopping, state.history, higher_is_better(job.early_stopping.monitor))
         if state.decision.best_epoch == epoch + 1:
-            state.best_weights = {name: w.detach().clone() for name, w in state.model.state_dict().items()}
+            state.best_weights = {name: w.detach().clone() for name, w in state.evaluated.state_dict().items()}
         yield record
 
 
@@ -143,8 +157,8 @@ def _backward(
         waits = i + 1 < len(chunks) and isinstance(network, nn.parallel.DistributedDataParallel)
         with network.no_sync() if waits else nullcontext():  # type: ignore[operator]
             with precision(job, workers.device):
-                outputs_BK = network(piece, key)
-            loss_B = loss_per_row(outputs_BK, piece["target"], job.task, job.regularization.label_smoothing)
+                outputs = network(piece, key)
+            loss_B = loss_per_row(outputs, piece, job.task, job.regularization.label_smoothing)
             loss = loss_B.sum()
             (loss * (workers.count / global_rows)).backward()
         total += loss.detach()
@@ -155,11 +169,11 @@ def _backward(
 def evaluate_shard(job: Job, inputs: InputSpec, model: nn.Module, shard: Shard, workers: Workers) -> dict[str, float]:
     """Quantities of a split over all workers' shards, no row left out, the same on every worker."""
     model.eval()
-    evaluation = Evaluation(inputs, workers.device)
-    for batch in evaluation_batches(shard, evaluation_batch_rows(job), workers.device):
+    evaluation = evaluation_of(inputs, workers.device)
+    for batch, key_B in evaluation_batches(shard, evaluation_batch_rows(job), workers.device):
         with precision(job, workers.device):
-            outputs_BK = model(batch)
-        evaluation.add(outputs_BK, batch["target"])
+            outputs = model(batch, key_B)
+        evaluation.add(outputs, batch)
     return evaluation.metrics(workers)
 
 

@@ -12,7 +12,7 @@ from raynn.batches import TrainingShard, evaluation_rows
 from raynn.collectives import Workers
 from raynn.job import Job
 from raynn.lanes import Lanes
-from raynn.preparation import EncodedBlocks
+from raynn.preparation import Encoded
 from raynn.shards import Shard, build_shard, free_memory_bytes
 from raynn.splits import TEST, TRAIN, VALIDATION
 from raynn.training import Shards
@@ -21,7 +21,7 @@ SHARE_OF_FREE_MEMORY = 0.5  # the rest is the network's, its activations' and th
 
 
 def place_shards(
-    encoded: EncodedBlocks,
+    encoded: Encoded,
     fetch: Callable[[Any], pa.Table],
     job: Job,
     workers: Workers,

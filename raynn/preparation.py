@@ -26,14 +26,14 @@ from numpy.typing import NDArray
 
 from raynn.catalog import CATALOG
 from raynn.cleaning import ShapeError, clean
-from raynn.columns import ColumnSpec, infer_columns
+from raynn.columns import ColumnKind, ColumnSpec, infer_columns, require_features
 from raynn.errors import DataError
 from raynn.fragments import BadRow, Fragment, read_fragment, sample_rows, schema_of
 from raynn.metrics import Task
 from raynn.preprocessing import InputSpec, Preprocessing, Summary, arrays, fit, summarize
 from raynn.ragged import Ragged
 from raynn.sources import ColumnSplit, DataSettings, find_fragments
-from raynn.splits import NAMES, assign_splits
+from raynn.splits import NAMES, TRAIN, assign_splits
 
 # Columns that cleaning adds beside the data's own.
 BLOCK = "__block__"  # int32, the fragment's number
@@ -58,6 +58,9 @@ class Driver(Protocol):
     def tables(self, blocks: Blocks) -> Iterator[pa.Table]:
         """The blocks' tables, brought here one at a time."""
 
+    def put(self, tables: Sequence[pa.Table]) -> Blocks:
+        """Tables of this process as blocks."""
+
 
 class LocalDriver:
     """Everything in this process: blocks are tables."""
@@ -74,6 +77,10 @@ class LocalDriver:
         """The tables themselves."""
         return iter(blocks)
 
+    def put(self, tables: Sequence[pa.Table]) -> Blocks:
+        """The tables themselves."""
+        return tables
+
 
 @dataclass(frozen=True)
 class ReadPlan:
@@ -81,17 +88,17 @@ class ReadPlan:
 
     settings: DataSettings
     features: tuple[ColumnSpec, ...]
-    target: ColumnSpec | None
+    targets: tuple[ColumnSpec, ...] = ()
     extra: tuple[str, ...] = ()  # group and split columns
 
     def read(self, index: int, fragment: Fragment) -> pa.Table:
         """Cleaned rows of one fragment, all of them in order, with the columns BLOCK, REASON, UNREAD."""
         wanted = [spec.name for spec in self.features if spec.kind != "ignore"]
-        wanted += [self.target.name] if self.target else []
+        wanted += [spec.name for spec in self.targets]
         names = list(dict.fromkeys([*wanted, *self.extra]))
         table, unread = read_fragment(fragment, names)
         try:
-            cleaned, bad = clean(table, self.features, self.target, self.extra, self.settings)
+            cleaned, bad = clean(table, self.features, self.targets, self.extra, self.settings)
         except ShapeError as error:
             raise error.located(*fragment.locate(error.row, unread)) from None
         cleaned = self._extra_as_text(cleaned)
@@ -114,7 +121,7 @@ class ReadPlan:
         Raises:
             DataError: a column that cannot be written as text.
         """
-        typed = {self.target.name} if self.target else set()
+        typed = {spec.name for spec in self.targets}
         for name in set(self.extra) - typed:
             try:
                 column = cleaned[name].cast(pa.string())
@@ -129,6 +136,22 @@ class ReadPlan:
 
 def _bad_row_json(row: BadRow) -> str:
     return json.dumps(row.to_json())
+
+
+class Encoded(Protocol):
+    """Encoded examples of all splits (0 train, 1 validation, 2 test), in a fixed order."""
+
+    @property
+    def inputs(self) -> InputSpec:
+        """What a network is told of them."""
+
+    def num_rows(self, split: int) -> int:
+        """Examples of a split."""
+
+    def pieces(
+        self, split: int, start: int, stop: int, fetch: Callable[[Any], pa.Table]
+    ) -> Iterator[dict[str, NDArray[Any] | Ragged]]:
+        """Examples start .. stop of a split, a few blocks at a time: arrays [n, ...] by column."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +211,7 @@ class Prepared:
     task: Task
     task_reason: str
     preprocessing: Preprocessing
-    encoded: EncodedBlocks
+    encoded: Encoded
     splits: tuple[NDArray[np.uint8], ...]  # of every row of each fragment
     bad_rows: tuple[BadRow, ...]
     num_source_rows: int
@@ -201,12 +224,6 @@ class Understood:
     plan: ReadPlan
     fragments: tuple[Fragment, ...]
     roles: tuple[int, ...]  # of each fragment: 0 the training source, 1 validation, 2 test
-
-    @property
-    def target(self) -> ColumnSpec:
-        """The target column."""
-        assert self.plan.target is not None
-        return self.plan.target
 
 
 def located(settings: DataSettings, folder: Path) -> DataSettings:
@@ -232,16 +249,23 @@ def located(settings: DataSettings, folder: Path) -> DataSettings:
     return settings.model_copy(update=found)
 
 
-def understand(settings: DataSettings, folder: Path, any_length: bool = False) -> Understood:
+def understand(
+    settings: DataSettings,
+    folder: Path,
+    *,
+    kinds: tuple[ColumnKind, ...] | None = None,
+    any_length: bool = False,
+    extra: Sequence[str] = (),
+    needs_features: bool = True,
+) -> Understood:
     """Finds the sources and infers the columns from the training source's schema and first rows.
 
-    With `any_length` the lengths of sequences may differ: the shape of such a column is (0, C).
+    With `kinds` only columns of these kinds are features by default. With `any_length` the lengths of sequences may
+    differ: the shape of such a column is (0, C). `extra` columns are read beside group and split columns.
 
     Raises:
-        DataError: a source, a column or the target is not there, or of a kind that cannot be.
+        DataError: a source, a column or a target is not there, or of a kind that cannot be.
     """
-    if settings.target is None:
-        raise DataError("data.target is missing: name the column to predict, for instance `target: label`")
     fragments = list(find_fragments(settings.train, folder))
     roles = [0] * len(fragments)
     for role, source in ((1, settings.validation), (2, settings.test)):
@@ -254,56 +278,93 @@ def understand(settings: DataSettings, folder: Path, any_length: bool = False) -
         sample = sample_rows(alike, SAMPLE_ROWS)
     except pa.ArrowTypeError:  # files that differ in a column's type: each is read as the first says
         sample = sample_rows(alike[:1], SAMPLE_ROWS)
-    features, target = infer_columns(schema_of(fragments), sample, settings)
+    features, targets = infer_columns(schema_of(fragments), sample, settings, kinds)
+    if needs_features:
+        require_features(features, settings)
     if any_length:
         features = tuple(replace(f, shape=(0, f.shape[1])) if f.kind == "sequence" else f for f in features)
     splits = [s.column for s in (settings.validation, settings.test) if isinstance(s, ColumnSplit)]
-    extra = dict.fromkeys([*([settings.group] if settings.group else []), *splits])
-    plan = ReadPlan(settings, features, target, tuple(extra))
-    return Understood(plan, tuple(fragments), tuple(roles))
+    beside = dict.fromkeys([*extra, *([settings.group] if settings.group else []), *splits])
+    return Understood(ReadPlan(settings, features, targets, tuple(beside)), tuple(fragments), tuple(roles))
 
 
 def prepare(
-    understood: Understood, task: str | None, seed: int, driver: Driver, preprocessing: Preprocessing | None = None
+    understood: Understood, task: Task | None, seed: int, driver: Driver, preprocessing: Preprocessing | None = None
 ) -> Prepared:
-    """Reads, cleans, splits, fits on the training rows, and encodes.
+    """Reads, cleans, splits, fits on the training rows, and encodes: rows that stand for themselves.
 
     With `preprocessing` (a trained run's) nothing is fitted.
 
     Raises:
         DataError: too many bad rows, a split or class that cannot be, labels that training never saw.
     """
-    plan, target = understood.plan, understood.target
+    plan = understood.plan
     settings = plan.settings
-    cleaned = driver.read(understood.fragments, plan.read)
-    keys = list(dict.fromkeys([target.name, *plan.extra, REASON, UNREAD]))
-    facts = list(driver.tables(driver.map(cleaned, partial(_select, names=keys))))
-    counts = [table.num_rows for table in facts]
-    whole = pa.concat_tables([table.unify_dictionaries() for table in facts], promote_options="permissive")
-    bad = pc.is_valid(whole[REASON]).to_numpy()
-    bad_rows = bad_rows_of(whole)
-    num_source_rows = whole.num_rows + _num_unread(whole)
-    _check_bad_rows(bad_rows, num_source_rows, settings)
-    chosen, reason = choose_task(task, whole[target.name].filter(pa.array(~bad)), target.name)
-    roles = np.repeat(np.array(understood.roles, np.uint8), counts)
-    classes = _codes(whole[target.name]) if chosen == "classification" else None
-    groups = _codes(whole[settings.group]) if settings.group else None
-    named = {name: np.asarray(whole[name].cast(pa.string()).fill_null("").to_pylist(), np.str_) for name in plan.extra}
+    read = read_rows(understood, driver)
+    facts, bad = read.facts, read.bad
+    chosen: Task
+    if task == "image_generation":
+        chosen, reason = task, "the network generates images"
+    else:
+        target = plan.targets[0]
+        chosen, reason = choose_task(task, facts[target.name].filter(pa.array(~bad)), target.name)
+    classes = _codes(facts[plan.targets[0].name]) if chosen != "regression" and plan.targets else None
+    groups = _codes(facts[settings.group]) if settings.group else None
+    named = {name: np.asarray(facts[name].cast(pa.string()).fill_null("").to_pylist(), np.str_) for name in plan.extra}
+    roles = np.repeat(np.array(understood.roles, np.uint8), read.counts)
     splits = assign_splits(settings, roles, bad, seed, classes, groups, named)
-    offsets = np.concatenate([[0], np.cumsum(counts)])
+    offsets = np.concatenate([[0], np.cumsum(read.counts)])
     parts = [splits[a:b] for a, b in pairwise(offsets)]
-    if preprocessing is None:
-        summary_of = partial(_summary_block, parts=parts, offsets=offsets, features=plan.features, target=target)
-        summaries = [_unpickled(table) for table in driver.tables(driver.map(cleaned, summary_of))]
-        preprocessing = fit((s for s in summaries if s is not None), plan.features, target, chosen, settings)
-    encode = partial(_encoded_block, parts=parts, preprocessing=preprocessing)
-    blocks = driver.map(cleaned, encode)
+    preprocessing = preprocessing or fitted_on(TRAIN, read.blocks, parts, plan, chosen, driver)
+    blocks = driver.map(read.blocks, partial(_encoded_block, parts=parts, preprocessing=preprocessing))
     table = np.array([[int((part == s).sum()) for s in range(3)] for part in parts], np.int64).reshape(-1, 3)
     encoded = EncodedBlocks(blocks, table, preprocessing.input_spec)
-    return Prepared(chosen, reason, preprocessing, encoded, tuple(parts), bad_rows, num_source_rows)
+    return Prepared(chosen, reason, preprocessing, encoded, tuple(parts), read.bad_rows, read.num_source_rows)
 
 
-def choose_task(task: str | None, target: pa.ChunkedArray, name: str) -> tuple[Task, str]:
+@dataclass(frozen=True)
+class ReadRows:
+    """All rows of the sources, read and cleaned, and what the driver must know of them."""
+
+    blocks: Blocks
+    facts: pa.Table  # targets and extra columns of all rows
+    counts: tuple[int, ...]  # rows of each block
+    bad: NDArray[np.bool_]  # of every row
+    bad_rows: tuple[BadRow, ...]
+    num_source_rows: int
+
+
+def read_rows(understood: Understood, driver: Driver) -> ReadRows:
+    """Reads and cleans every fragment once.
+
+    Raises:
+        DataError: too many bad rows.
+    """
+    plan = understood.plan
+    blocks = driver.read(understood.fragments, plan.read)
+    keys = list(dict.fromkeys([*(spec.name for spec in plan.targets), *plan.extra, REASON, UNREAD]))
+    facts = list(driver.tables(driver.map(blocks, partial(_select, names=keys))))
+    whole = pa.concat_tables([table.unify_dictionaries() for table in facts], promote_options="permissive")
+    bad_rows = bad_rows_of(whole)
+    num_source_rows = whole.num_rows + _num_unread(whole)
+    check_bad_rows(bad_rows, num_source_rows, plan.settings)
+    bad = pc.is_valid(whole[REASON]).to_numpy()
+    return ReadRows(blocks, whole, tuple(table.num_rows for table in facts), bad, bad_rows, num_source_rows)
+
+
+def fitted_on(
+    split: int, blocks: Blocks, parts: Sequence[NDArray[np.uint8]], plan: ReadPlan, task: Task, driver: Driver
+) -> Preprocessing:
+    """Preprocessing of a split's rows; `parts` are the splits of every row of each block."""
+    offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
+    summary_of = partial(
+        _summary_block, parts=parts, split=split, offsets=offsets, features=plan.features, targets=plan.targets
+    )
+    summaries = [_unpickled(table) for table in driver.tables(driver.map(blocks, summary_of))]
+    return fit((s for s in summaries if s is not None), plan.features, plan.targets, task, plan.settings)
+
+
+def choose_task(task: Task | None, target: pa.ChunkedArray, name: str) -> tuple[Task, str]:
     """Classification or regression, as asked or as the target's values suggest, and why.
 
     Raises:
@@ -333,7 +394,7 @@ def _select(table: pa.Table, names: list[str]) -> pa.Table:
     return table.select(names)
 
 
-def _block_part(table: pa.Table, parts: list[NDArray[np.uint8]]) -> tuple[int, NDArray[np.uint8]]:
+def _block_part(table: pa.Table, parts: Sequence[NDArray[np.uint8]]) -> tuple[int, NDArray[np.uint8]]:
     """A block's number and the splits of its rows."""
     index = table[BLOCK][0].as_py() if table.num_rows else 0
     return index, parts[index] if table.num_rows else np.zeros(0, np.uint8)
@@ -341,17 +402,18 @@ def _block_part(table: pa.Table, parts: list[NDArray[np.uint8]]) -> tuple[int, N
 
 def _summary_block(
     table: pa.Table,
-    parts: list[NDArray[np.uint8]],
+    parts: Sequence[NDArray[np.uint8]],
+    split: int,
     offsets: NDArray[np.int64],
     features: tuple[ColumnSpec, ...],
-    target: ColumnSpec,
+    targets: tuple[ColumnSpec, ...],
 ) -> pa.Table:
-    """One row: the pickled summary of a block's training rows, or null where it has none."""
+    """One row: the pickled summary of a block's rows of a split, or null where it has none."""
     index, splits = _block_part(table, parts)
-    rows = np.flatnonzero(splits == 0)
+    rows = np.flatnonzero(splits == split)
     summary = None
     if len(rows):
-        summary = pickle.dumps(summarize(_taken(table, rows), features, target, rows + offsets[index]))
+        summary = pickle.dumps(summarize(_taken(table, rows), features, targets, rows + offsets[index]))
     return pa.table({"summary": pa.array([summary], pa.large_binary())})
 
 
@@ -361,7 +423,7 @@ def _unpickled(table: pa.Table) -> Summary | None:
     return None if content is None else pickle.loads(content)
 
 
-def _encoded_block(table: pa.Table, parts: list[NDArray[np.uint8]], preprocessing: Preprocessing) -> pa.Table:
+def _encoded_block(table: pa.Table, parts: Sequence[NDArray[np.uint8]], preprocessing: Preprocessing) -> pa.Table:
     """A block's rows encoded, by split: training, validation, test; excluded rows are gone."""
     _, splits = _block_part(table, parts)
     rows = np.concatenate([np.flatnonzero(splits == split) for split in range(3)])
@@ -400,7 +462,7 @@ def _num_unread(facts: pa.Table) -> int:
     return sum(len(json.loads(text)) for text in facts[UNREAD].drop_null().to_pylist())
 
 
-def _check_bad_rows(bad_rows: Sequence[BadRow], total: int, settings: DataSettings) -> None:
+def check_bad_rows(bad_rows: Sequence[BadRow], total: int, settings: DataSettings) -> None:
     """Past `max_bad_rows` the job fails before training, naming the first rows."""
     if len(bad_rows) <= settings.max_bad_rows * total:
         return

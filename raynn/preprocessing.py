@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import TypeAdapter, ValidationError
 
 from raynn.columns import ColumnSpec
 from raynn.encodings import (
     CategoricalEncoding,
+    ClassEncoding,
     DateEncoding,
     Encoding,
     ImageEncoding,
@@ -71,8 +73,8 @@ class InputSpec:
     num_outputs: int = 1
     task: Task = "regression"
     classes: tuple[Label, ...] | None = None
-    target_mean: float = 0.0
-    target_std: float = 1.0
+    target_mean: tuple[float, ...] = (0.0,)  # of each number to predict, in its own unit
+    target_std: tuple[float, ...] = (1.0,)
     vocabulary_size: int = 0  # token ids are 0 .. vocabulary_size - 1; 0: there is no text
     window: int = 0  # steps (forecasting) or tokens (language modeling) that are read at most
     horizon: int = 0  # steps forecast
@@ -83,13 +85,15 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """One encoding per feature, in the order of the features, and one for the target."""
+    """One encoding per feature and per target, in their order. A generator of images may have no target, a language
+    has none.
+    """
 
     task: Task
     features: tuple[ColumnSpec, ...]
     encodings: tuple[Encoding, ...]
-    target: ColumnSpec
-    target_encoding: TargetEncoding
+    targets: tuple[ColumnSpec, ...]
+    target_encodings: tuple[TargetEncoding, ...]
 
     def to_json(self) -> str:
         """All of it; floats are written so that they read back to the same bits."""
@@ -113,7 +117,8 @@ class Preprocessing:
     def encode(self, table: pa.Table, with_target: bool = False) -> pa.Table:
         """Cleaned rows as numbers: those columns of `numeric` float32[F], `categorical` int64[C],
         `image` uint8[C*H*W], `sequence` float32[T*C] (a list of any length where T is 0) and `target` (int64 class
-        index, or float32 standardized) that there are. Equal bits whether a table is encoded whole or in pieces.
+        index, or float32 standardized; of a forecast float32[K], 0 where missing) that there are.
+        Equal bits whether a table is encoded whole or in pieces.
 
         DataError when a column is missing, or a target's label was not among the training rows.
         """
@@ -132,13 +137,15 @@ class Preprocessing:
                 column = table[spec.name]
                 ragged = spec.shape[0] == 0
                 columns["sequence"] = encoding.ragged(column) if ragged else _fixed_size_list(encoding(column))
-        if with_target:
-            columns["target"] = pa.array(self._encode_target(table[self.target.name]))
+        if with_target and self.task == "forecasting":
+            columns["target"] = _fixed_size_list(self._encode_series(table))
+        elif with_target and self.targets:
+            columns["target"] = pa.array(self._encode_target(table[self.targets[0].name]))
         return pa.table(columns)
 
-    def decode_target(self, values: npt.NDArray[Any]) -> pa.Array:
+    def decode_target(self, values: npt.NDArray[Any], target: int = 0) -> pa.Array:
         """Class indices [N] as the original labels, or standardized values [N] in the target's own unit."""
-        return self.target_encoding.decode(values)
+        return self.target_encodings[target].decode(values)
 
     @property
     def input_spec(self) -> InputSpec:
@@ -155,11 +162,12 @@ class Preprocessing:
                 fields |= {"image_CHW": spec.shape, "image_mean": encoding.mean, "image_std": encoding.std}
             else:
                 fields["sequence_TC"] = spec.shape
-        if isinstance(self.target_encoding, ValueEncoding):
-            fields |= {"target_mean": self.target_encoding.mean, "target_std": self.target_encoding.std}
-        else:
-            labels = self.target_encoding.labels
-            fields |= {"num_outputs": len(labels), "classes": labels}
+        values = [e for e in self.target_encodings if isinstance(e, ValueEncoding)]
+        if values:
+            fields |= {"target_mean": tuple(e.mean for e in values), "target_std": tuple(e.std for e in values)}
+        for target in self.target_encodings:
+            if isinstance(target, ClassEncoding):
+                fields |= {"num_outputs": len(target.labels), "classes": target.labels}
         return InputSpec(
             num_numeric=self._num_numeric,
             cardinalities=tuple(cardinalities),
@@ -200,13 +208,21 @@ class Preprocessing:
                     indicator_place += 1
         return out_NF
 
+    def _encode_series(self, table: pa.Table) -> npt.NDArray[np.float32]:
+        """[N, K]; where a value is missing, as in the future, its mean, which nothing reads."""
+        values = []
+        for spec, encoding in zip(self.targets, self.target_encodings, strict=True):
+            assert isinstance(encoding, ValueEncoding)
+            values.append(encoding(pc.fill_null(table[spec.name].cast(pa.float64()), encoding.mean), spec.name))
+        return np.stack(values, axis=1)
+
     def _encode_target(self, column: pa.ChunkedArray) -> npt.NDArray[Any]:
         if column.null_count:
             raise DataError(
-                f"target {self.target.name!r} is missing in {column.null_count} of {len(column)} rows; "
+                f"target {self.targets[0].name!r} is missing in {column.null_count} of {len(column)} rows; "
                 "fill it in, or drop these rows"
             )
-        return self.target_encoding(column, self.target.name)
+        return self.target_encodings[0](column, self.targets[0].name)
 
     def _check_columns(self, table: pa.Table, with_target: bool) -> None:
         present = table.column_names
@@ -219,17 +235,18 @@ class Preprocessing:
                 f"which have {shown(present)}.{did_you_mean(missing[0], present)} Add or rename the {noun}; "
                 "a value that is not known may be left empty"
             )
-        if with_target and self.target.name not in present:
-            raise DataError(
-                f"target {self.target.name!r} is missing from the data, which have {shown(present)}."
-                f"{did_you_mean(self.target.name, present)} Metrics need it; `raynn predict` does not"
-            )
+        for target in self.targets if with_target else ():
+            if target.name not in present:
+                raise DataError(
+                    f"target {target.name!r} is missing from the data, which have {shown(present)}."
+                    f"{did_you_mean(target.name, present)} Metrics need it; `raynn predict` does not"
+                )
 
 
 def fit(
     summaries: Iterable[Summary],
     features: Sequence[ColumnSpec],
-    target: ColumnSpec,
+    targets: Sequence[ColumnSpec],
     task: Task,
     settings: DataSettings,
 ) -> Preprocessing:
@@ -243,8 +260,9 @@ def fit(
     whole = merge(summaries)
     if not whole.rows:
         raise DataError("data.train has no rows to train on; check the path, and the files' contents")
-    fit_target = fit_classes if task == "classification" else fit_value
-    target_encoding = fit_target(whole.target, target.name)
+    fit_target = fit_value if task in ("regression", "forecasting") else fit_classes
+    pairs = zip(whole.targets, targets, strict=True)
+    target_encodings = tuple(fit_target(summary, spec.name) for summary, spec in pairs)
     encodings: list[Encoding] = []
     sampled = iter(whole.sample.values_NQ.T)
     for spec, summary in zip(used, whole.columns, strict=True):
@@ -256,7 +274,7 @@ def fit(
             encodings.append(fit_images(summary))
         else:
             encodings.append(fit_sequences(summary, spec))
-    return Preprocessing(task, used, tuple(encodings), target, target_encoding)
+    return Preprocessing(task, used, tuple(encodings), tuple(targets), target_encodings)
 
 
 def arrays(table: pa.Table) -> dict[str, npt.NDArray[Any] | Ragged]:

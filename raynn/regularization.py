@@ -5,7 +5,8 @@ Shapes: B rows of a batch, C channels, H features.
 
 from __future__ import annotations
 
-from typing import Annotated
+import copy
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -32,6 +33,10 @@ class RegularizationSettings(Settings):
     ] = 0
     gradient_clip_norm: Annotated[
         float | None, Field(gt=0.0, description="largest Euclidean norm of the whole gradient")
+    ] = None
+    ema_decay: Annotated[
+        float | None,
+        Field(gt=0.0, lt=1.0, description="weights averaged over steps, with this decay, are scored and kept"),
     ] = None
 
 
@@ -74,3 +79,33 @@ def clip_gradient_norm(model: nn.Module, max_norm: float | None) -> None:
     """Scales the whole gradient down to `max_norm` (Pascanu et al. 2013, algorithm 1); None leaves it alone."""
     if max_norm is not None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+
+
+class AveragedWeights:
+    """An exponential moving average of a network's weights (Polyak & Juditsky 1992; as in Ho et al. 2020, appendix B).
+
+    The decay grows from 1 / 11 to the one that was asked for as (1 + n) / (10 + n) over steps n, so that a short
+    training is not dominated by the initial weights. Buffers, running statistics among them, are copied.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.decay, self.num_steps = decay, 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """After a step of `model`."""
+        self.num_steps += 1
+        decay = min(self.decay, (1 + self.num_steps) / (10 + self.num_steps))
+        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1.0 - decay)
+        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
+            mine.copy_(theirs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"weights": self.model.state_dict(), "num_steps": self.num_steps}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes the place of what `to_dict` wrote."""
+        self.model.load_state_dict(state["weights"])
+        self.num_steps = state["num_steps"]

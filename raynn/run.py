@@ -22,7 +22,6 @@ from raynn.folder import check_run, read_result
 from raynn.fragments import Fragment
 from raynn.job import Job
 from raynn.loop import evaluate_shard, evaluation_batch_rows, precision
-from raynn.networks import NETWORKS
 from raynn.objectives import with_split
 from raynn.preparation import (
     LocalDriver,
@@ -30,14 +29,13 @@ from raynn.preparation import (
     ReadPlan,
     bad_rows_of,
     described,
-    prepare,
     shaped_arrays,
-    understand,
 )
 from raynn.preprocessing import Preprocessing
 from raynn.shards import Arrays, Shard, build_shard
 from raynn.sources import find_fragments
 from raynn.splits import NAMES
+from raynn.tasks import prepare_job, understand_job
 from raynn.training import build_model
 
 SPLITS = {name: split for split, name in NAMES.items()}
@@ -73,7 +71,7 @@ class Run:
         null.
         """
         self._check_features(table)
-        cleaned, bad = clean(table, self.preprocessing.features, None, (), self.job.data)
+        cleaned, bad = clean(table, self.preprocessing.features, (), (), self.job.data)
         arrays = shaped_arrays(self.preprocessing.encode(cleaned), self.preprocessing.input_spec)
         outputs_NK = self._outputs(self._shard(iter([arrays]), table.num_rows))
         unusable = np.zeros(table.num_rows, bool)
@@ -106,7 +104,7 @@ class Run:
         Raises:
             RunError: the job has no such split.
         """
-        understood = understand(self.job.data, self.folder, NETWORKS[self.job.network.kind].any_length)
+        understood = understand_job(self.job, self.folder)
         prepared = self._prepared()
         rows = tuple(np.flatnonzero(part == SPLITS[name]) for part in prepared.splits)
         if not any(len(part) for part in rows):
@@ -115,8 +113,7 @@ class Run:
 
     def _prepared(self) -> Prepared:
         """The job's own data again, with the model's preprocessing."""
-        understood = understand(self.job.data, self.folder, NETWORKS[self.job.network.kind].any_length)
-        return prepare(understood, self.job.task, self.job.optimization.seed, LocalDriver(), self.preprocessing)
+        return prepare_job(self.job, understand_job(self.job, self.folder), LocalDriver(), self.preprocessing)
 
     def _split_shard(self, prepared: Prepared, name: str) -> Shard:
         rows = prepared.encoded.num_rows(SPLITS[name])
@@ -127,8 +124,7 @@ class Run:
 
     def _source_shard(self, data: str) -> Shard:
         """A whole source, encoded with its target."""
-        target = self.preprocessing.target
-        plan = ReadPlan(self.job.data, self.preprocessing.features, target)
+        plan = ReadPlan(self.job.data, self.preprocessing.features, self.preprocessing.targets)
         tables = []
         for index, fragment in enumerate(find_fragments(data, self.folder)):
             cleaned = plan.read(index, fragment)
@@ -160,7 +156,7 @@ class Run:
         self.model.eval()
         device = next(self.model.parameters()).device
         outputs = [np.zeros((0, self.preprocessing.input_spec.num_outputs), np.float32)]
-        for batch in evaluation_batches(shard, evaluation_batch_rows(self.job), device):
+        for batch, _ in evaluation_batches(shard, evaluation_batch_rows(self.job), device):
             with precision(self.job, device):
                 outputs.append(self.model(batch).float().cpu().numpy())
         return np.concatenate(outputs)

@@ -24,6 +24,7 @@ from raynn.fragments import Format, Fragment, open_file_system, reading
 from raynn.settings import Settings
 
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+Count = Annotated[int, Field(ge=1)]
 
 
 class ColumnSplit(Settings):
@@ -33,25 +34,65 @@ class ColumnSplit(Settings):
     equals: str | int | bool
 
 
+class TimeSplit(Settings):
+    """A split of series by time: steps from `since` on, and before `until`, as the time column writes them."""
+
+    since: str
+    until: str | None = None
+
+
+Split = Fraction | str | tuple[str, ...] | ColumnSplit | TimeSplit
+
+
 class DataSettings(Settings):
-    """The `data` section. Fractions are of the rows of `train`."""
+    """The `data` section. Fractions are of the rows of `train`; of series and of text they are its end."""
 
     train: str | tuple[str, ...]
-    validation: Fraction | str | tuple[str, ...] | ColumnSplit = 0.1
-    test: Fraction | str | tuple[str, ...] | ColumnSplit | None = None
-    target: str | None = None
+    validation: Split = 0.1
+    test: Split | None = None
+    target: Annotated[
+        str | Annotated[tuple[str, ...], Field(min_length=1)] | None, Field(description="several: forecasting alone")
+    ] = None
     features: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     columns: dict[str, Literal["numeric", "categorical", "date", "image", "sequence", "text", "ignore"]] = Field(
         default_factory=dict
     )
     group: str | None = None
-    time: str | None = None
-    window: Annotated[int, Field(ge=1)] | None = None
-    horizon: Annotated[int, Field(ge=1)] | None = None
+    time: Annotated[str | None, Field(description="forecasting: the time column; splits are then by time")] = None
+    series: Annotated[str | None, Field(description="forecasting: the column that tells series apart")] = None
+    window: Annotated[Count | None, Field(description="steps or tokens that are read at once")] = None
+    horizon: Annotated[Count | None, Field(description="forecasting: steps predicted")] = None
+    stride: Annotated[
+        Count | None, Field(description="from one training window to the next; default: 1 step, a window of tokens")
+    ] = None
+    known: Annotated[tuple[str, ...], Field(description="forecasting: features known for the steps to predict")] = ()
+    calendar: Annotated[
+        tuple[Literal["minute", "hour", "weekday", "day", "month"], ...],
+        Field(description="forecasting: features made of the time, known in the future"),
+    ] = ()
+    window_normalization: Annotated[
+        Literal["none", "last", "revin"],
+        Field(description="forecasting: each window less its last value, or reversible instance normalization"),
+    ] = "none"
+    channels: Annotated[
+        Literal["joint", "independent"],
+        Field(description="forecasting of several targets: together, or each from its own past by the same weights"),
+    ] = "joint"
+    tokens: Annotated[
+        Literal["bytes", "characters", "words", "subwords"] | None,
+        Field(description="what text is cut into; default: words, and characters for language modeling"),
+    ] = None
+    vocabulary: Annotated[int, Field(ge=2, description="different tokens at most")] = 8192
+    max_tokens: Annotated[Count, Field(description="of a text column: what is longer is cut")] = 512
     max_bad_rows: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     scaling: Literal["standard", "quantile"] = "standard"
     image_size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
     image_mode: Literal["auto", "gray", "rgb"] = "auto"
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The columns to predict."""
+        return (self.target,) if isinstance(self.target, str) else self.target or ()
 
 
 TABLE_FORMATS: dict[str, Format] = {

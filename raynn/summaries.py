@@ -245,11 +245,11 @@ ColumnSummary = NumericSummary | CategoricalSummary | ImageSummary | SequenceSum
 
 @dataclass(frozen=True)
 class Summary:
-    """Of some training rows: one column summary per feature, the target, and a sample for quantiles."""
+    """Of some training rows: one summary per feature and per target, and a sample for quantiles."""
 
     rows: int
     columns: tuple[ColumnSummary, ...]
-    target: TargetSummary
+    targets: tuple[TargetSummary, ...]
     sample: QuantileSample
 
     def merge(self, other: Summary) -> Summary:
@@ -258,7 +258,7 @@ class Summary:
         return Summary(
             self.rows + other.rows,
             tuple(a.merge(b) for a, b in pairs),
-            self.target.merge(other.target),
+            tuple(a.merge(b) for a, b in zip(self.targets, other.targets, strict=True)),
             self.sample.merge(other.sample),
         )
 
@@ -275,7 +275,7 @@ def merge(summaries: Iterable[Summary]) -> Summary:
 def summarize(
     table: pa.Table,
     features: Sequence[ColumnSpec],
-    target: ColumnSpec,
+    targets: Sequence[ColumnSpec],
     row_ids: Integers,
 ) -> Summary:
     """Summary of cleaned training rows; `row_ids` [N] are their ids in the whole data, each used once."""
@@ -290,7 +290,7 @@ def summarize(
     return Summary(
         table.num_rows,
         tuple(_summarize_column(table[spec.name], spec) for spec in used),
-        _summarize_target(table[target.name]),
+        tuple(_summarize_target(table[spec.name]) for spec in targets),
         QuantileSample(hashes[order], sample_NQ),
     )
 

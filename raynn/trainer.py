@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +16,14 @@ from raynn import progress
 from raynn.checkpoint import load_newest
 from raynn.cluster import cluster
 from raynn.collectives import gpu_names
-from raynn.columns import ColumnSpec
-from raynn.errors import JobError, ResourceError, RunError, TrainingError, did_you_mean
+from raynn.errors import ResourceError, RunError, TrainingError
 from raynn.folder import check_storage, claim, environment, newest, write_bad_rows, write_json
 from raynn.job import NOT_THE_RESULT, Job, differences
-from raynn.lanes import Lanes
-from raynn.metrics import quantities_of
-from raynn.networks import NETWORKS
-from raynn.preparation import Driver, LocalDriver, Prepared, Understood, located, prepare, split_summary, understand
+from raynn.preparation import Driver, LocalDriver, Prepared, Understood, located, split_summary
 from raynn.progress import ProgressLine
-from raynn.splits import TRAIN
+from raynn.tasks import checked, prepare_job, understand_job
 from raynn.training import Assignment, run_training
 
-# Keys of `data` that only series and text have, and their tasks.
-SERIES_KEYS = {
-    "time": ("forecasting",),
-    "window": ("forecasting", "language_modeling"),
-    "horizon": ("forecasting",),
-}
 CONTROLLER_FAILURE_LIMIT = 3
 
 
@@ -54,7 +44,7 @@ def train(job: Job, folder: Path | None = None, *, quiet: bool = True, started_a
     storage = check_storage(job.storage)
     job = job.model_copy(update={"data": located(job.data, folder or Path())})
     resumed = _resumed_run(job, storage) if job.resume else None
-    understood = understand(job.data, folder or Path(), NETWORKS[job.network.kind].any_length)
+    understood = understand_job(job, folder or Path())
     if not uses_ray(job):
         return _train(job, understood, LocalDriver(), _run_here, resumed or storage, started_at, quiet)
     with cluster(job.resources.workers * (job.resources.cpus_per_worker or 1)):
@@ -73,7 +63,7 @@ def _train(
     quiet: bool,
 ) -> Path:
     """Prepares the data, claims the run folder (or continues in `place`, if that is one) and trains."""
-    prepared = prepare(understood, job.task, job.optimization.seed, driver)
+    prepared = prepare_job(job, understood, driver)
     job = checked(job.model_copy(update={"task": prepared.task}), prepared)
     run = place if job.resume else claim(place, job.name)
     if not quiet:
@@ -111,65 +101,6 @@ def uses_ray(job: Job) -> bool:
             f"{job.resources.workers}; set resources.workers=1, or resources.driver=ray"
         )
     return job.resources.driver == "ray"
-
-
-def checked(job: Job, prepared: Prepared) -> Job:
-    """The job itself, if its network and metric can be had for these data.
-
-    Raises:
-        JobError: they cannot.
-        DataError: a global batch larger than the training rows.
-    """
-    Lanes(prepared.encoded.num_rows(TRAIN), job.optimization.global_batch_size, job.optimization.seed)
-    kinds = {spec.kind for spec in prepared.preprocessing.features}
-    _check_features(job.network.kind, prepared.preprocessing.features)
-    for key, tasks in SERIES_KEYS.items():
-        value = getattr(job.data, key)
-        if value is not None:
-            raise JobError(
-                f"data.{key} = {value!r} is for {' and '.join(tasks)}, and the task is {prepared.task}: remove it"
-            )
-    known = [f"{split}/{quantity}" for split in ("train", "val") for quantity in quantities_of(prepared.task)]
-    recorded = [k for k in known if k == "train/loss" or k.startswith("val/")]
-    if prepared.task == "classification" and prepared.preprocessing.input_spec.num_outputs != 2:
-        recorded.remove("val/auroc")
-    monitor = job.early_stopping.monitor
-    if monitor not in recorded:
-        raise JobError(
-            f"early_stopping.monitor = {monitor!r} is not recorded by this {prepared.task} job."
-            f"{did_you_mean(monitor, recorded)} Recorded: {', '.join(recorded)}"
-        )
-    for knob in ("horizontal_flip", "crop_padding"):
-        value = getattr(job.regularization, knob)
-        if value and "image" not in kinds:
-            raise JobError(
-                f"regularization.{knob} = {value:g} changes images, and the features are {', '.join(sorted(kinds))}; "
-                "set it to 0"
-            )
-    if prepared.task == "regression" and job.regularization.label_smoothing:
-        raise JobError(
-            f"regularization.label_smoothing = {job.regularization.label_smoothing:g} has no meaning for regression; "
-            "set it to 0"
-        )
-    return job
-
-
-def _check_features(network_kind: str, features: Sequence[ColumnSpec]) -> None:
-    """That the network has the columns it needs, and takes all there are."""
-    network = NETWORKS[network_kind]
-    kinds = {spec.kind for spec in features}
-    if network.needs and not kinds & set(network.needs):
-        needs = " or ".join(f"an {kind}" if kind[0] in "aeiou" else f"a {kind}" for kind in network.needs)
-        raise JobError(
-            f"network.kind = {network_kind!r} needs {needs} column, and the features are {', '.join(sorted(kinds))}; "
-            "use network.kind: feedforward, or declare a column's kind in data.columns"
-        )
-    for spec in features:
-        if spec.kind not in network.inputs:
-            raise JobError(
-                f"network.kind = {network_kind!r} takes {', '.join(network.inputs)} columns, and {spec.name!r} is "
-                f"{spec.kind}; set `data.columns: {{{spec.name}: ignore}}`, or use network.kind: feedforward"
-            )
 
 
 def _resumed_run(job: Job, storage: Path) -> Path:

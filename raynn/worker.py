@@ -15,7 +15,7 @@ from raynn.collectives import Workers
 from raynn.data import fetch
 from raynn.errors import RaynnError
 from raynn.placement import place_shards
-from raynn.preparation import EncodedBlocks
+from raynn.preparation import Encoded
 from raynn.training import Assignment, run_training
 
 REPORT_EVERY_S = 2.0  # a report is a barrier of all workers and costs 0.1 to 0.2 s
@@ -34,7 +34,7 @@ def train_worker(config: dict[str, Any]) -> RaynnError | None:
     return None
 
 
-def _train(assignment: Assignment, encoded: EncodedBlocks) -> None:
+def _train(assignment: Assignment, encoded: Encoded) -> None:
     context = ray.train.get_context()
     # Ray sets one thread a worker; the node's cores are shared out instead
     threads = assignment.job.resources.cpus_per_worker or (os.cpu_count() or 1) // context.get_local_world_size()

@@ -72,8 +72,8 @@ def fitted(
     cuts: tuple[int, ...] = (),
 ) -> Preprocessing:
     pairs = itertools.pairwise([0, *cuts, table.num_rows])
-    pieces = [summarize(table.slice(a, b - a), features, target, np.arange(a, b)) for a, b in pairs]
-    return fit(pieces, features, target, task, DataSettings(train="people.csv", scaling=scaling))
+    pieces = [summarize(table.slice(a, b - a), features, [target], np.arange(a, b)) for a, b in pairs]
+    return fit(pieces, features, [target], task, DataSettings(train="people.csv", scaling=scaling))
 
 
 def one_column(

@@ -40,6 +40,7 @@ PLAIN = (  # these load neither torch nor ray, not even through what they import
     "ragged",
     "preprocessing",
     "preparation",
+    "windows",
     "lanes",
 )
 ORDER = (
@@ -50,6 +51,7 @@ ORDER = (
     "augmentation",
     "optimization",
     "objectives",
+    "evaluation",
     "networks.layers",
     "networks.inputs",
     "networks.feedforward",
@@ -59,6 +61,7 @@ ORDER = (
     "networks.lstm",
     "networks",  # the table, after its entries
     "job",
+    "tasks",
     "shards",
     "batches",
     "checkpoint",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from rows import CPU, arrays, part, pieces, shard_of, steps_of
 
-from raynn.batches import TrainingShard, evaluation_batches, evaluation_rows
+from raynn.batches import EVALUATION_SEED, TrainingShard, evaluation_batches, evaluation_rows
 from raynn.collectives import Workers
 from raynn.lanes import Lanes
 from raynn.randomness import row_keys
@@ -21,7 +21,7 @@ def test_memory_and_disk_give_the_same_batches(tmp_path: Path) -> None:
         shard = shard_of(whole, tmp_path, residence)
         train = TrainingShard(shard, lanes)
         trained.append([batch | {"key": key_B} for e in range(2) for batch, key_B in train.batches(e, Workers())])
-        evaluated.append(list(evaluation_batches(shard, 7, CPU)))
+        evaluated.append([batch | {"key": key_B} for batch, key_B in evaluation_batches(shard, 7, CPU)])
     for in_memory, on_disk in (trained, evaluated):
         assert len(in_memory) == len(on_disk) > 1
         for a, b in zip(in_memory, on_disk, strict=True):
@@ -51,7 +51,8 @@ def test_evaluation_covers_every_row_once(tmp_path: Path, num_workers: int, rows
     for rank in range(num_workers):
         start, stop = evaluation_rows(17, rank, num_workers)
         shard = shard_of(part(whole, start, stop), tmp_path, "memory", start)
-        for batch in evaluation_batches(shard, rows_per_batch, CPU):
+        for batch, key_B in evaluation_batches(shard, rows_per_batch, CPU):
+            np.testing.assert_array_equal(key_B.numpy(), row_keys(EVALUATION_SEED, 0, batch["target"].numpy()))
             assert 0 < len(batch["target"]) <= rows_per_batch
             assert batch["sequence"].shape[:2] == (len(batch["target"]), max(1, int(batch["length"].max())))
             seen += batch["target"].tolist()

@@ -25,14 +25,14 @@ def clean_one(
     values: Any, kind: ColumnKind, shape: tuple[int, ...] = (), **settings: Any
 ) -> tuple[pa.ChunkedArray, list[tuple[int, str, str]]]:
     table, reasons = clean(
-        pa.table({"x": values}), [ColumnSpec("x", kind, shape)], None, (), DataSettings(train="t", **settings)
+        pa.table({"x": values}), [ColumnSpec("x", kind, shape)], (), (), DataSettings(train="t", **settings)
     )
     assert table.num_rows == len(values)
     return table["x"], reasons
 
 
 def clean_target(values: Any, kind: ColumnKind) -> tuple[pa.ChunkedArray, list[tuple[int, str, str]]]:
-    table, reasons = clean(pa.table({"y": values}), [], ColumnSpec("y", kind), (), DataSettings(train="t"))
+    table, reasons = clean(pa.table({"y": values}), [], [ColumnSpec("y", kind)], (), DataSettings(train="t"))
     return table["y"], reasons
 
 
@@ -63,7 +63,7 @@ def test_all_rows_in_order_and_only_the_columns_asked_for() -> None:
         }
     )
     features = [ColumnSpec("b", "numeric"), ColumnSpec("id", "ignore"), ColumnSpec("a", "numeric")]
-    cleaned, reasons = clean(table, features, ColumnSpec("y", "numeric"), ("group", "b"), DataSettings(train="t"))
+    cleaned, reasons = clean(table, features, [ColumnSpec("y", "numeric")], ("group", "b"), DataSettings(train="t"))
     assert cleaned.to_pydict() == {
         "b": [1.0, 2.0, 3.0],
         "a": [1.0, None, None],
@@ -76,18 +76,18 @@ def test_all_rows_in_order_and_only_the_columns_asked_for() -> None:
 def test_reasons_are_in_the_order_of_rows() -> None:
     table = pa.table({"a": ["1", "x"], "b": ["x", "1"]})
     specs = [ColumnSpec("a", "numeric"), ColumnSpec("b", "numeric")]
-    assert [row for row, _, _ in clean(table, specs, None, (), DataSettings(train="t"))[1]] == [0, 1]
+    assert [row for row, _, _ in clean(table, specs, (), (), DataSettings(train="t"))[1]] == [0, 1]
 
 
 def test_a_missing_column_is_named_with_the_nearest() -> None:
-    for specs, target, extra in (
-        ([ColumnSpec("agee", "numeric")], None, ()),
-        ([], ColumnSpec("agee", "numeric"), ()),
-        ([], None, ("agee",)),
+    for specs, targets, extra in (
+        ([ColumnSpec("agee", "numeric")], (), ()),
+        ([], [ColumnSpec("agee", "numeric")], ()),
+        ([], (), ("agee",)),
     ):
         assert message(
-            lambda specs=specs, target=target, extra=extra: clean(
-                pa.table({"age": [1], "b": [2]}), specs, target, extra, DataSettings(train="t")
+            lambda specs=specs, targets=targets, extra=extra: clean(
+                pa.table({"age": [1], "b": [2]}), specs, targets, extra, DataSettings(train="t")
             )
         ) == ("the data have no column 'agee'. Did you mean 'age'? Their columns: age, b")
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pytest
 from PIL import Image
 
-from raynn.columns import ColumnSpec, infer_columns, parse_dates, parse_numbers
+from raynn.columns import ColumnSpec, infer_columns, parse_dates, parse_numbers, require_features
 from raynn.errors import DataError
 from raynn.sources import ColumnSplit, DataSettings
 
@@ -37,7 +37,7 @@ def infer_one(values: Any, **settings: Any) -> ColumnSpec:
 
 def infer_target(values: Any, **settings: Any) -> ColumnSpec:
     table = pa.table({"x": pa.array([1.0] * len(values)), "y": values})
-    return infer_columns(table.schema, table, DataSettings(train="t", target="y", **settings))[1]
+    return infer_columns(table.schema, table, DataSettings(train="t", target="y", **settings))[1][0]
 
 
 def message(call: Callable[[], object]) -> str:
@@ -165,9 +165,22 @@ def test_a_long_list_of_columns_is_cut() -> None:
     assert message(lambda: infer(columns, group="group")).endswith(", c28, c29 and 4 more")
 
 
-def test_a_target_must_be_named() -> None:
-    assert message(lambda: infer({"x": pa.array([1.0])}, target=None)) == (
-        "data.target is not set: name the column to predict, one of x, y"
+def test_several_targets_or_none() -> None:
+    table = pa.table({"x": [1.0], "y": [2.0], "z": ["a"]})
+    for target, expected in ((None, []), ("y", ["y"]), (("z", "y"), ["z", "y"])):
+        features, targets = infer_columns(table.schema, table, DataSettings(train="t", target=target))
+        assert [spec.name for spec in targets] == expected
+        assert [spec.name for spec in features] == [name for name in "xyz" if name not in expected]
+
+
+def test_columns_of_kinds_that_the_task_does_not_read() -> None:
+    table = pa.table({"x": [1.0], "y": [2.0], "z": ["a"]})
+    for features, kinds in ((None, ["numeric", "ignore"]), (("x", "z"), ["numeric", "categorical"])):
+        settings = DataSettings(train="t", target="y", features=features)
+        found, _ = infer_columns(table.schema, table, settings, kinds=("numeric",))
+        assert [spec.kind for spec in found] == kinds
+    assert infer_columns(table.schema, table, DataSettings(train="t", target="y"), ("numeric",))[0][1].reason == (
+        "categorical, and the task reads numeric columns alone"
     )
 
 
@@ -177,13 +190,19 @@ def test_an_empty_table() -> None:
     )
 
 
-def test_no_feature_left() -> None:
-    assert message(lambda: infer({"x": pa.nulls(2)})) == (
-        "no feature is left beside data.target = 'y' (x: no value in the first 2 rows); add a column"
-    )
-    assert message(lambda: infer({"y": pa.array([1.0])})) == (
-        "no feature is left beside data.target = 'y' (there is no other column); add a column"
-    )
+@pytest.mark.parametrize(
+    ("columns", "target", "expected"),
+    [
+        ({"x": pa.nulls(2)}, "y", " beside data.target = 'y' (x: no value in the first 2 rows)"),
+        ({"y": pa.array([1.0])}, "y", " beside data.target = 'y' (there is no other column)"),
+        ({"x": pa.nulls(1)}, None, " (x: no value in the first 1 rows)"),
+    ],
+)
+def test_no_feature_left(columns: dict[str, pa.Array], target: str | None, expected: str) -> None:
+    settings = DataSettings(train="t", target=target)
+    table = pa.table({**({"y": pa.array([1.0] * len(next(iter(columns.values()))))} if target else {}), **columns})
+    features, _ = infer_columns(table.schema, table, settings)
+    assert message(lambda: require_features(features, settings)) == f"no feature is left{expected}; add a column"
 
 
 # Refused

@@ -274,12 +274,12 @@ def test_regression_targets_are_standardized_and_decoded() -> None:
     assert (encoded.mean(), encoded.std()) == pytest.approx((0, 1), abs=1e-5)
     assert preprocessing.decode_target(encoded).to_numpy() == pytest.approx(price, rel=1e-5)
     spec = preprocessing.input_spec
-    assert (spec.target_mean, spec.target_std) == pytest.approx((price.mean(), price.std()), rel=1e-12)
+    assert (*spec.target_mean, *spec.target_std) == pytest.approx((price.mean(), price.std()), rel=1e-12)
     assert (spec.num_outputs, spec.task, spec.classes) == (1, "regression", None)
 
 
 def test_many_distinct_values_are_no_burden_for_regression(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(summaries, "MAX_CLASSES", 10)
     table = people(500)
-    assert summarize(table, FEATURES, PRICE, np.arange(500)).target.counts is None
-    assert fitted(table, target=PRICE, task="regression", cuts=(5, 100)).input_spec.target_std > 1
+    assert summarize(table, FEATURES, [PRICE], np.arange(500)).targets[0].counts is None
+    assert fitted(table, target=PRICE, task="regression", cuts=(5, 100)).input_spec.target_std[0] > 1

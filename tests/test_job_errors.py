@@ -207,16 +207,22 @@ BAD_FILES = {
     "union of four": (
         "data: {train: x, validation: 1.5}\nnetwork: {kind: cnn}\n",
         [
-            "1:30: data.validation = 1.5: must be less than 1, or be text, a list of text or a section with "
-            "'column', 'equals'"
+            "1:30: data.validation = 1.5: must be less than 1, or be text, a list of text or a section with one of "
+            "the keys 'column', 'equals', 'since', 'until'"
         ],
     ),
     "section of a union": (
         "data: {train: x, test: {colum: split}}\nnetwork: {kind: cnn}\n",
         [
-            "1:18: data.test.column: required key is missing",
+            "1:24: data.test: must be a number, text, a list of text or a section with one of the keys 'column', "
+            "'equals', 'since', 'until'. Did you mean 'column'?",
+        ],
+    ),
+    "the section meant of a union": (
+        "data: {train: x, test: {column: split, equal: 1}}\nnetwork: {kind: cnn}\n",
+        [
             "1:18: data.test.equals: required key is missing",
-            "1:25: data.test.colum: unknown key. Did you mean 'column'? Valid keys: column, equals",
+            "1:40: data.test.equal: unknown key. Did you mean 'equals'? Valid keys: column, equals",
         ],
     ),
     "list of a union": (

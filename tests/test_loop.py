@@ -309,7 +309,7 @@ def test_evaluation_covers_every_row_and_changes_nothing(inputs: InputSpec) -> N
     batch = {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
     with torch.no_grad():
         outputs_NK = state.model.eval()(batch)
-    loss = loss_per_row(outputs_NK, batch["target"], inputs.task).mean().item()
+    loss = loss_per_row(outputs_NK, batch, inputs.task).mean().item()
     assert found["loss"] == pytest.approx(loss, rel=1e-5)
     assert found["accuracy"] == float((outputs_NK.argmax(1) == batch["target"]).double().mean())
 

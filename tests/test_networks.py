@@ -167,7 +167,7 @@ def test_the_first_loss_is_that_of_knowing_nothing(kind: str, task: str, name: s
         outputs_BK = model.train(training)(batch, keys(64))
         assert outputs_BK.shape == (64, inputs.num_outputs)
         assert outputs_BK.dtype == torch.float32
-        first = loss_per_row(outputs_BK, batch["target"], task).mean().item()
+        first = loss_per_row(outputs_BK, batch, task).mean().item()
         blind = math.log(NUM_CLASSES) if task == "classification" else float((batch["target"] ** 2).mean())
         assert abs(first - blind) < 0.3, "ln K, or the variance of the target"
 
@@ -178,7 +178,7 @@ def test_one_batch_is_learned_by_heart(kind: str, task: str, name: str) -> None:
     model, batch = build(kind, inputs), batch_of(kind, inputs, 16)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
     for _ in range(120):
-        loss = loss_per_row(model(batch, keys(16)), batch["target"], task).mean()
+        loss = loss_per_row(model(batch, keys(16)), batch, task).mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -234,7 +234,7 @@ def test_every_place_draws_its_own_masks(kind: str) -> None:
 def test_every_option_passes_gradient_to_every_parameter(kind: str, option: dict[str, Any], name: str) -> None:
     inputs = inputs_of("classification", INPUTS[name])
     model, batch = build(kind, inputs, {**SMALL[kind], **option}), batch_of(kind, inputs, 32)
-    loss_per_row(model(batch, keys(32)), batch["target"], "classification").mean().backward()
+    loss_per_row(model(batch, keys(32)), batch, "classification").mean().backward()
     for parameter_name, parameter in model.named_parameters():
         assert parameter.grad is not None, parameter_name
         assert parameter.grad.isfinite().all(), parameter_name

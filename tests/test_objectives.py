@@ -2,40 +2,16 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
-from sklearn.metrics import f1_score, mean_absolute_error, mean_squared_error, r2_score, roc_auc_score
-from torch import Tensor
+from torch.nn.functional import cross_entropy
 
-from raynn.collectives import Workers
-from raynn.metrics import quantities_of
-from raynn.objectives import (
-    Evaluation,
-    auroc,
-    f1_macro,
-    loss_per_row,
-    with_split,
-)
-from raynn.preprocessing import InputSpec
-
-CPU = torch.device("cpu")
-
-
-def classes(num: int) -> InputSpec:
-    return InputSpec(num_outputs=num, task="classification", classes=tuple(range(num)))
-
-
-def metrics(inputs: InputSpec, outputs_NK: Tensor, target_N: Tensor, pieces: int = 3) -> dict[str, float]:
-    evaluation = Evaluation(inputs, CPU)
-    for outputs_BK, target_B in zip(outputs_NK.chunk(pieces), target_N.chunk(pieces), strict=True):
-        evaluation.add(outputs_BK, target_B)
-    return evaluation.metrics(Workers())
+from raynn.objectives import loss_per_row, token_losses, with_split
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
 def test_equal_logits_cost_ln_k_whatever_the_smoothing(smoothing: float) -> None:
-    loss_B = loss_per_row(torch.full((4, 7), 2.5), torch.tensor([0, 1, 5, 6]), "classification", smoothing)
+    loss_B = loss_per_row(torch.full((4, 7), 2.5), {"target": torch.tensor([0, 1, 5, 6])}, "classification", smoothing)
     torch.testing.assert_close(loss_B, torch.full((4,), math.log(7)))
 
 
@@ -44,109 +20,45 @@ def test_smoothed_cross_entropy_against_its_closed_form(smoothing: float) -> Non
     # logits (a, 0, 0, 0): -log p is Z - a at the first class and Z elsewhere, Z = ln(e^a + 3)
     a = 1.7
     z = math.log(math.exp(a) + 3)
-    loss_B = loss_per_row(torch.tensor([[a, 0, 0, 0]] * 2), torch.tensor([0, 2]), "classification", smoothing)
+    loss_B = loss_per_row(
+        torch.tensor([[a, 0, 0, 0]] * 2), {"target": torch.tensor([0, 2])}, "classification", smoothing
+    )
     right = z - a + smoothing * 3 / 4 * a  # (1 - s)(Z - a) + s (Z - a / 4)
     wrong = z - smoothing * a / 4
     torch.testing.assert_close(loss_B, torch.tensor([right, wrong]), rtol=1e-6, atol=0.0)
 
 
 def test_squared_error_has_no_half_and_is_float32() -> None:
-    loss_B = loss_per_row(torch.tensor([[1.5], [-1.0]], dtype=torch.bfloat16), torch.tensor([1.0, 1.0]), "regression")
+    batch = {"target": torch.tensor([1.0, 1.0])}
+    loss_B = loss_per_row(torch.tensor([[1.5], [-1.0]], dtype=torch.bfloat16), batch, "regression")
     assert loss_B.dtype == torch.float32
     assert loss_B.tolist() == [0.25, 4.0]
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_auroc_is_that_of_scikit_learn(seed: int) -> None:
-    random = np.random.default_rng(seed)
-    positive = random.random(500) < 0.3
-    score = random.normal(size=500) + positive
-    for scores in (score, score.round(0), np.zeros(500)):  # few ties, many, all
-        assert auroc(scores, positive) == pytest.approx(roc_auc_score(positive, scores), abs=1e-12)
+def test_a_forecast_is_scored_on_the_end_of_its_window() -> None:
+    target_BWK = torch.arange(24.0).reshape(2, 4, 3)  # 2 steps read, 2 forecast, of 3 targets
+    outputs_BHK = target_BWK[:, 2:] + torch.tensor([1.0, 2.0])[:, None, None]
+    assert loss_per_row(outputs_BHK, {"target": target_BWK}, "forecasting").tolist() == [1.0, 4.0]
 
 
-def test_auroc_at_hand_computed_points() -> None:
-    truth = np.array([False, False, True, True])
-    assert auroc(np.array([1.0, 2.0, 3.0, 4.0]), truth) == 1.0
-    assert auroc(np.array([4.0, 3.0, 2.0, 1.0]), truth) == 0.0
-    assert auroc(np.array([1.0, 3.0, 2.0, 4.0]), truth) == 0.75
-    assert auroc(np.array([1.0, 2.0, 2.0, 4.0]), truth) == 0.875  # a tie counts half
-    assert math.isnan(auroc(np.array([1.0, 2.0]), np.array([True, True])))
+def test_next_tokens_are_scored_behind_the_context_up_to_the_length() -> None:
+    logits_BTV = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0))
+    tokens_BT = torch.tensor([[1, 2, 3, 4, 5, 6], [6, 5, 4, 0, 0, 0], [3, 3, 0, 0, 0, 0]], dtype=torch.int32)
+    batch = {"tokens": tokens_BT, "length": torch.tensor([6, 3, 2]), "skip": torch.tensor([2, 0, 1])}
+    loss_BT, scored_BT = token_losses(logits_BTV, batch)
+    assert scored_BT.tolist() == [[0, 0, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]]
+    log_p_BTV = logits_BTV.double().log_softmax(-1)
+    for b, t in scored_BT.nonzero().tolist():
+        assert loss_BT[b, t].item() == pytest.approx(-log_p_BTV[b, t, tokens_BT[b, t + 1].item()].item(), rel=1e-6)
+    rows_B = loss_per_row(logits_BTV, batch, "language_modeling")
+    assert rows_B[0] == pytest.approx(float(loss_BT[0, 2:].mean()))
+    assert rows_B[1] == pytest.approx(float(cross_entropy(logits_BTV[1, :2], torch.tensor([5, 4]))))
+    assert rows_B[2] == 0.0, "nothing is scored"
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_f1_macro_is_that_of_scikit_learn(seed: int) -> None:
-    random = np.random.default_rng(seed)
-    truth, predicted = random.integers(0, 6, 40), random.integers(1, 7, 40)  # 0 never predicted, 6 never true
-    confusion = np.zeros((9, 9))  # 7 and 8 neither
-    np.add.at(confusion, (truth, predicted), 1)
-    assert f1_macro(confusion) == pytest.approx(f1_score(truth, predicted, average="macro", zero_division=0), abs=1e-12)
-
-
-@pytest.mark.parametrize("num_classes", [2, 5])
-def test_classification_metrics_over_batches(num_classes: int) -> None:
-    generator = torch.Generator().manual_seed(num_classes)
-    outputs_NK = torch.randn(301, num_classes, generator=generator)
-    target_N = torch.randint(num_classes, (301,), generator=generator)
-    found = metrics(classes(num_classes), outputs_NK, target_N)
-    log_p_NK = outputs_NK.double().log_softmax(1)
-    predicted, truth = outputs_NK.argmax(1).numpy(), target_N.numpy()
-    expected = {
-        "loss": -float(log_p_NK[torch.arange(301), target_N].mean()),
-        "accuracy": float((predicted == truth).mean()),
-        "f1_macro": f1_score(truth, predicted, average="macro"),
-    }
-    if num_classes == 2:
-        expected["auroc"] = roc_auc_score(truth, log_p_NK[:, 1])
-    assert found == pytest.approx(expected, abs=1e-6)
-    assert set(found) <= set(quantities_of("classification"))
-    # a confusion of true and predicted would leave accuracy alone: here every row is predicted 0
-    lopsided = metrics(classes(2), torch.tensor([[1.0, 0.0]] * 4), torch.tensor([0, 0, 0, 1]))
-    assert lopsided["accuracy"] == 0.75
-    assert lopsided["f1_macro"] == pytest.approx((6 / 7 + 0) / 2)
-
-
-def test_regression_metrics_are_in_the_units_of_the_target() -> None:
-    generator = torch.Generator().manual_seed(0)
-    y_N = torch.randn(301, generator=generator)
-    outputs_N1 = y_N[:, None] + 0.5 * torch.randn(301, 1, generator=generator)
-    found = metrics(InputSpec(target_mean=100.0, target_std=20.0), outputs_N1, y_N)
-    truth, predicted = y_N.double().numpy(), outputs_N1[:, 0].double().numpy()
-    mse, mae = mean_squared_error(truth, predicted), mean_absolute_error(truth, predicted)
-    expected = {
-        "loss": mse,
-        "rmse": 20 * math.sqrt(mse),
-        "mae": 20 * mae,
-        "r2": r2_score(truth, predicted),
-        "mse_standardized": mse,
-        "mae_standardized": mae,
-    }
-    assert found == pytest.approx(expected, abs=1e-6)
-    assert tuple(found) == quantities_of("regression")
-
-
-@pytest.mark.parametrize("value", [0.0, 0.1, 0.3, -1.7])
-def test_r2_of_a_constant_target_is_not_a_number(value: float) -> None:
-    for num_rows in [1, 2, 3, *range(100, 8000, 100)]:  # some of these sums round up
-        found = metrics(InputSpec(), torch.zeros(num_rows, 1), torch.full((num_rows,), value), 1)
-        assert math.isnan(found["r2"]), num_rows
-
-
-def test_r2_sees_a_spread_far_from_zero() -> None:
-    y_N = 1000 + torch.tensor([-1.0, 0.0, 1.0])
-    assert metrics(InputSpec(), y_N[:, None] + 0.5, y_N)["r2"] == pytest.approx(1 - 0.75 / 2)
-
-
-def test_margins_are_not_rounded_to_16_bits() -> None:
-    # bfloat16 keeps 8 bits: in it 1 - 512 and 0 - 512 tie
-    outputs_BK = torch.tensor([[512.0, 1.0], [512.0, 0.0]], dtype=torch.bfloat16)
-    assert metrics(classes(2), outputs_BK, torch.tensor([1, 0]), 1)["auroc"] == 1.0
-
-
-def test_metrics_can_be_asked_twice() -> None:
-    evaluation = Evaluation(classes(2), CPU)
-    evaluation.add(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 1]))
-    assert evaluation.metrics(Workers())["accuracy"] == evaluation.metrics(Workers())["accuracy"] == 0.5
+def test_an_image_generator_knows_its_own_loss() -> None:
+    losses_B2 = torch.tensor([[3.0, 1.0], [4.0, 2.0]])
+    assert loss_per_row(losses_B2, {}, "image_generation").tolist() == [3.0, 4.0]
 
 
 def test_keys_name_their_split() -> None:

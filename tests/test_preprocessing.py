@@ -141,7 +141,7 @@ def test_ignored_columns_are_left_out() -> None:
         "pulse",
         "income",
     ]
-    assert preprocessing.target == LABEL
+    assert preprocessing.targets == (LABEL,)
 
 
 def test_input_spec() -> None:
@@ -310,7 +310,7 @@ def test_too_many_classes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_labels_of_two_kinds() -> None:
-    pieces = [summarize(with_labels(labels), X, LABEL, np.arange(2)) for labels in (["a", "b"], [1, 2])]
+    pieces = [summarize(with_labels(labels), X, [LABEL], np.arange(2)) for labels in (["a", "b"], [1, 2])]
     says(
         "target 'label' is text in some files and a number in others; set `data.columns: "
         "{label: categorical}` "
@@ -318,7 +318,7 @@ def test_labels_of_two_kinds() -> None:
         fit,
         pieces,
         X,
-        LABEL,
+        [LABEL],
         "classification",
         DataSettings(train="x"),
     )

@@ -119,7 +119,7 @@ def test_quantile_sample_does_not_depend_on_fragments_or_order(cuts: list[int], 
         patch.setattr(summaries, "SAMPLE_ROWS", 40)
         edges = [0, *sorted(cuts), 300]
         merged = merge(
-            summarize(table.slice(a, b - a), features, PRICE, rows[a:b]) for a, b in itertools.pairwise(edges)
+            summarize(table.slice(a, b - a), features, [PRICE], rows[a:b]) for a, b in itertools.pairwise(edges)
         )
     expected = np.arange(300)[np.argsort(splitmix64(np.arange(300)))[:40]]
     assert merged.sample.values_NQ[:, 0].tolist() == expected.tolist()
@@ -138,8 +138,8 @@ def test_wide_tables_keep_a_smaller_sample() -> None:
 
 
 def test_summaries_travel() -> None:
-    summary = summarize(people(50), FEATURES, LABEL, np.arange(50))
+    summary = summarize(people(50), FEATURES, [LABEL], np.arange(50))
     again: Summary = pickle.loads(pickle.dumps(summary))
     settings = DataSettings(train="people.csv")
-    fits = [fit([s], FEATURES, LABEL, "classification", settings) for s in (summary, again)]
+    fits = [fit([s], FEATURES, [LABEL], "classification", settings) for s in (summary, again)]
     assert fits[0] == fits[1]

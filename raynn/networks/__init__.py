@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from torch import nn
 
+from raynn.metrics import Task
 from raynn.networks import cnn, feedforward, lstm, rnn
 from raynn.networks.cnn import CnnSettings
 from raynn.networks.feedforward import FeedforwardSettings
@@ -30,7 +31,7 @@ class NetworkSpec:
     description: str
     settings: type[Settings]
     build: Callable[..., nn.Module]
-    tasks: tuple[str, ...]
+    tasks: tuple[Task, ...]
     inputs: tuple[str, ...]
     needs: tuple[str, ...] = ()  # at least one column of these kinds
     any_length: bool = False  # takes sequences whose lengths differ

@@ -1,0 +1,128 @@
+"""What a job's task asks of its data and its network: which preparation, which columns, which settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from raynn.columns import ColumnSpec
+from raynn.errors import DataError, JobError, did_you_mean
+from raynn.job import Job
+from raynn.lanes import Lanes
+from raynn.metrics import Task, quantities_of
+from raynn.networks import NETWORKS
+from raynn.preparation import Driver, Prepared, Understood, prepare, understand
+from raynn.preprocessing import Preprocessing
+from raynn.sources import DataSettings
+from raynn.splits import TRAIN
+
+# Keys of `data` that only some tasks have.
+_FORECASTING, _WINDOWS = ("forecasting",), ("forecasting", "language_modeling")
+KEYS_OF_TASKS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("time", "series", "horizon", "known", "calendar"), _FORECASTING),
+    **dict.fromkeys(("window_normalization", "channels"), _FORECASTING),
+    **dict.fromkeys(("window", "stride"), _WINDOWS),
+}
+
+
+def task_of(job: Job) -> Task | None:
+    """The task, from the job alone; None where the target's values tell classification from regression."""
+    if job.task is not None:
+        return job.task
+    tasks = NETWORKS[job.network.kind].tasks
+    if len(tasks) == 1:
+        return tasks[0]
+    if job.data.time or job.data.horizon:
+        return "forecasting"
+    return "language_modeling" if job.data.window else None
+
+
+def understand_job(job: Job, folder: Path) -> Understood:
+    """Finds the sources and infers the columns, as the task reads them.
+
+    Raises:
+        JobError: a key that the task needs is missing.
+        DataError: a source, a column or the target is not there, or of a kind that cannot be.
+    """
+    task = task_of(job)
+    if task == "image_generation":
+        return understand(job.data, folder, kinds=("image",))
+    if not job.data.targets:
+        raise DataError("data.target is missing: name the column to predict, for instance `target: label`")
+    if len(job.data.targets) > 1:
+        raise DataError(
+            f"data.target names {len(job.data.targets)} columns, which forecasting alone can predict together; name "
+            "one, or set data.time and data.horizon"
+        )
+    return understand(job.data, folder, any_length=NETWORKS[job.network.kind].any_length)
+
+
+def prepare_job(
+    job: Job, understood: Understood, driver: Driver, preprocessing: Preprocessing | None = None
+) -> Prepared:
+    """Reads, cleans, splits, fits and encodes, as the task does it; with `preprocessing` nothing is fitted.
+
+    Raises:
+        DataError: too many bad rows, a split or class that cannot be, labels that training never saw.
+    """
+    task, seed = task_of(job), job.optimization.seed
+    return prepare(understood, task, seed, driver, preprocessing)
+
+
+def checked(job: Job, prepared: Prepared) -> Job:
+    """The job itself, if its network and metric can be had for these data.
+
+    Raises:
+        JobError: they cannot.
+        DataError: a global batch larger than the training rows.
+    """
+    Lanes(prepared.encoded.num_rows(TRAIN), job.optimization.global_batch_size, job.optimization.seed)
+    kinds = {spec.kind for spec in prepared.preprocessing.features}
+    _check_features(job.network.kind, prepared.preprocessing.features)
+    for key, tasks in KEYS_OF_TASKS.items():
+        value = getattr(job.data, key)
+        if prepared.task not in tasks and value != DataSettings.model_fields[key].default:
+            raise JobError(
+                f"data.{key} = {value!r} is for {' and '.join(tasks)}, and the task is {prepared.task}: remove it"
+            )
+    known = [f"{split}/{quantity}" for split in ("train", "val") for quantity in quantities_of(prepared.task)]
+    recorded = [k for k in known if k == "train/loss" or k.startswith("val/")]
+    if prepared.task == "classification" and prepared.preprocessing.input_spec.num_outputs != 2:
+        recorded.remove("val/auroc")
+    monitor = job.early_stopping.monitor
+    if monitor not in recorded:
+        raise JobError(
+            f"early_stopping.monitor = {monitor!r} is not recorded by this {prepared.task} job."
+            f"{did_you_mean(monitor, recorded)} Recorded: {', '.join(recorded)}"
+        )
+    for knob in ("horizontal_flip", "crop_padding"):
+        value = getattr(job.regularization, knob)
+        if value and "image" not in kinds:
+            raise JobError(
+                f"regularization.{knob} = {value:g} changes images, and the features are {', '.join(sorted(kinds))}; "
+                "set it to 0"
+            )
+    if prepared.task not in ("classification", "language_modeling") and job.regularization.label_smoothing:
+        raise JobError(
+            f"regularization.label_smoothing = {job.regularization.label_smoothing:g} has no meaning for "
+            f"{prepared.task}; set it to 0"
+        )
+    return job
+
+
+def _check_features(network_kind: str, features: Sequence[ColumnSpec]) -> None:
+    """That the network has the columns it needs, and takes all there are."""
+    network = NETWORKS[network_kind]
+    kinds = {spec.kind for spec in features}
+    if network.needs and not kinds & set(network.needs):
+        needs = " or ".join(f"an {kind}" if kind[0] in "aeiou" else f"a {kind}" for kind in network.needs)
+        raise JobError(
+            f"network.kind = {network_kind!r} needs {needs} column, and the features are {', '.join(sorted(kinds))}; "
+            "use network.kind: feedforward, or declare a column's kind in data.columns"
+        )
+    for spec in features:
+        if spec.kind not in network.inputs:
+            raise JobError(
+                f"network.kind = {network_kind!r} takes {', '.join(network.inputs)} columns, and {spec.name!r} is "
+                f"{spec.kind}; set `data.columns: {{{spec.name}: ignore}}`, or use network.kind: feedforward"
+            )
