@@ -59,6 +59,7 @@ ORDER = (
     "networks.recurrent",
     "networks.rnn",
     "networks.lstm",
+    "networks.custom",
     "networks",  # the table, after its entries
     "job",
     "tasks",

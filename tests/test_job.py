@@ -73,7 +73,8 @@ def test_the_contracts_example_loads() -> None:
 
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_tuned_defaults_of_the_kind_fill_in_below_the_file(kind: str) -> None:
-    head = f"data: {{train: x}}\nnetwork: {{kind: {kind}}}\n"
+    needed = ", target: a:b" if kind == "custom" else ""
+    head = f"data: {{train: x}}\nnetwork: {{kind: {kind}{needed}}}\n"
     for section, values in NETWORKS[kind].defaults.items():
         for key, value in values.items():
             assert getattr(getattr(load(head), section), key) == value

@@ -8,6 +8,9 @@ import pytest
 
 from raynn.errors import JobError
 from raynn.job import Job
+from raynn.networks import NETWORKS
+
+KINDS = ", ".join(map(repr, sorted(NETWORKS)))
 
 HEAD = "data: {train: a.parquet, target: y}\nnetwork: {kind: cnn}\n"
 
@@ -174,15 +177,15 @@ BAD_FILES = {
     ),
     "no kind": (
         "data: {train: x}\nnetwork: {}\n",
-        ["2:1: network.kind: required key is missing: one of 'cnn', 'feedforward', 'lstm', 'rnn'"],
+        [f"2:1: network.kind: required key is missing: one of {KINDS}"],
     ),
     "wrong kind": (
         "data: {train: x}\nnetwork: {kind: cn}\n",
-        ["2:17: network.kind = 'cn': must be one of 'cnn', 'feedforward', 'lstm', 'rnn'. Did you mean 'cnn'?"],
+        [f"2:17: network.kind = 'cn': must be one of {KINDS}. Did you mean 'cnn'?"],
     ),
     "number for kind": (
         "data: {train: x}\nnetwork: {kind: 3}\n",
-        ["2:17: network.kind = 3: must be one of 'cnn', 'feedforward', 'lstm', 'rnn'"],
+        [f"2:17: network.kind = 3: must be one of {KINDS}"],
     ),
     "kind for network": (
         "data: {train: x}\nnetwork: cnn\n",

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import Field
 from torch import nn
 
 from raynn.metrics import Task
-from raynn.networks import cnn, feedforward, lstm, rnn
+from raynn.networks import cnn, custom, feedforward, lstm, rnn
 from raynn.networks.cnn import CnnSettings
+from raynn.networks.custom import CustomSettings
 from raynn.networks.feedforward import FeedforwardSettings
 from raynn.networks.lstm import LstmSettings
 from raynn.networks.rnn import RnnSettings
 from raynn.settings import Settings
 
-NetworkSettings = Annotated[FeedforwardSettings | CnnSettings | RnnSettings | LstmSettings, Field(discriminator="kind")]
+NetworkSettings = Annotated[
+    FeedforwardSettings | CnnSettings | RnnSettings | LstmSettings | CustomSettings, Field(discriminator="kind")
+]
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,13 @@ NETWORKS: dict[str, NetworkSpec] = {
         needs=("sequence",),
         any_length=True,
         defaults=RECURRENT_DEFAULTS,
+    ),
+    "custom": NetworkSpec(
+        description="your own nn.Module, built by a function of yours",
+        settings=CustomSettings,
+        build=custom.build,
+        tasks=get_args(Task),
+        inputs=("numeric", "categorical", "date", "image", "sequence", "text"),
     ),
 }
 
