@@ -130,6 +130,15 @@ def predict(options: argparse.Namespace) -> tuple[Answer, str]:
     return answer, text
 
 
+def export(options: argparse.Namespace) -> tuple[Answer, str]:
+    """The network for other programs, checked against the run."""
+    from raynn.export import export as export_run
+
+    answer = export_run(options.run, options.format, options.out)
+    text = f"{answer['out']}: outputs agree with the run's to {answer['difference']:.1g}"
+    return answer, text
+
+
 def check(options: argparse.Namespace) -> tuple[Answer, str]:
     """What would be trained, and on what: sources, columns, splits."""
     from raynn.check import check_job, check_machine
@@ -207,6 +216,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("data", metavar="DATA", help="a source; or test, validation, train: those rows of the job's data")
     sub.add_argument("--out", required=True, metavar="FILE.parquet")
     sub.add_argument("--workers", type=_count, default=1, help="more than one predict through Ray Data")
+    sub = add("export", export)
+    sub.add_argument("run", metavar="RUN")
+    sub.add_argument("--format", required=True, choices=("onnx", "torch_export"))
+    sub.add_argument("--out", metavar="PATH", help="default: model.onnx or model.pt2 in the run's model folder")
     sub = add("check", check)
     sub.add_argument("job", nargs="?", metavar="JOB.yaml")
     sub.add_argument("overrides", nargs="*", metavar="dotted.key=value")

@@ -75,6 +75,7 @@ ORDER = (
     "trainer",
     "run",
     "prediction",
+    "export",
     "check",
     "",  # raynn/__init__.py, the public names
     "cli",
