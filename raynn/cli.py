@@ -139,6 +139,23 @@ def export(options: argparse.Namespace) -> tuple[Answer, str]:
     return answer, text
 
 
+def init(options: argparse.Namespace) -> tuple[Answer, str]:
+    """A job file for data that raynn has looked at."""
+    from raynn.draft import draft_job
+    from raynn.errors import JobError
+
+    out = Path(options.out) if options.out else None
+    draft = draft_job(options.data, options.target, out.stem if out else None)
+    out = out or Path(f"{draft.name}.yaml")
+    if out.exists():
+        raise JobError(f"{out} exists already, and is not written over; name another with --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(draft.text)
+    train_it = shlex.join(["raynn", "train", str(out)])
+    text = f"{draft.text}\n{out}: {draft.task} with a network of kind {draft.kind}; next: {train_it}"
+    return {"job": str(out), "task": draft.task, "network": draft.kind, "next": train_it}, text
+
+
 def check(options: argparse.Namespace) -> tuple[Answer, str]:
     """What would be trained, and on what: sources, columns, splits."""
     from raynn.check import check_job, check_machine
@@ -220,6 +237,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("--format", required=True, choices=("onnx", "torch_export"))
     sub.add_argument("--out", metavar="PATH", help="default: model.onnx or model.pt2 in the run's model folder")
+    sub = add("init", init)
+    sub.add_argument("data", metavar="DATA", help="a source: file, folder, glob, URL or catalogue name")
+    sub.add_argument("--target", metavar="COLUMN", help="the column to predict; text and images need none")
+    sub.add_argument("--out", metavar="JOB.yaml", help="default: the name of the data")
     sub = add("check", check)
     sub.add_argument("job", nargs="?", metavar="JOB.yaml")
     sub.add_argument("overrides", nargs="*", metavar="dotted.key=value")

@@ -308,8 +308,8 @@ def prepare(
     else:
         target = plan.targets[0]
         chosen, reason = choose_task(task, facts[target.name].filter(pa.array(~bad)), target.name)
-    classes = _codes(facts[plan.targets[0].name]) if chosen != "regression" and plan.targets else None
-    groups = _codes(facts[settings.group]) if settings.group else None
+    classes = codes_of(facts[plan.targets[0].name]) if chosen != "regression" and plan.targets else None
+    groups = codes_of(facts[settings.group]) if settings.group else None
     named = {name: np.asarray(facts[name].cast(pa.string()).fill_null("").to_pylist(), np.str_) for name in plan.extra}
     roles = np.repeat(np.array(understood.roles, np.uint8), read.counts)
     splits = assign_splits(settings, roles, bad, seed, classes, groups, named)
@@ -437,7 +437,7 @@ def _taken(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
     return table.take(pa.array(rows))
 
 
-def _codes(column: pa.ChunkedArray) -> NDArray[np.int64]:
+def codes_of(column: pa.ChunkedArray) -> NDArray[np.int64]:
     """Whole numbers for values [N], equal for equal values; -1 for null."""
     codes = column.combine_chunks().dictionary_encode()
     codes = codes.indices if isinstance(codes, pa.DictionaryArray) else codes.combine_chunks().indices

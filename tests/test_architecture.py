@@ -41,6 +41,7 @@ PLAIN = (  # these load neither torch nor ray, not even through what they import
     "preprocessing",
     "preparation",
     "windows",
+    "draft",
     "lanes",
 )
 ORDER = (
