@@ -15,6 +15,9 @@ data, worker and trainer, `wandb` in tracking alone.
     stopping.py        when to stop: pure rules over the history
     search.py          what a search may vary
     progress.py        one line of progress, drawn from the run folder
+    generators.py      data made up by a formula, with the best figure known
+    mnist1d.py         ten shapes hidden in noise
+    corpora.py         Python's standard library as text
     catalog.py         named data sets that need no download
     fragments.py       what one task reads of a source: each format, read as a table
     sources.py         WHERE data come from: files found and cut into fragments

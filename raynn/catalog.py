@@ -5,26 +5,41 @@ from __future__ import annotations
 import gzip
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from math import log
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from raynn.corpora import python_functions, python_text
 from raynn.errors import DataError, did_you_mean
+from raynn.generators import (
+    MARKOV_BITS,
+    adding_problem,
+    best_seasonal_rmse,
+    friedman1,
+    list_array,
+    markov_text,
+    ringnorm,
+    seasonal_series,
+    twonorm,
+)
+from raynn.metrics import Task
+from raynn.mnist1d import mnist1d_test, mnist1d_train
 
 FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package puts it
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """A data set of the catalog: its name stands wherever a job takes a source."""
+    """A data set of the catalog: its name stands wherever a job takes a source. Text to be modeled has no target."""
 
     name: str
-    task: Literal["classification", "regression"]
-    target: str
+    task: Task
+    target: str | None
     description: str
     load: Callable[[], pa.Table]
 
@@ -35,6 +50,13 @@ def _digits() -> pa.Table:
     digits = load_digits()
     pixels_NHW = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # published as counts 0 .. 16
     return _image_table(pixels_NHW, digits.target)
+
+
+def _digits_sequence() -> pa.Table:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return pa.table({"rows": list_array(digits.images.astype(np.float32)), "label": digits.target.astype(np.int64)})
 
 
 def _breast_cancer() -> pa.Table:
@@ -130,6 +152,88 @@ CATALOG: dict[str, DatasetSpec] = {
             "label",
             "the 10,000 test images of Fashion-MNIST; Debian package dataset-fashion-mnist",
             _fashion_mnist("t10k"),
+        ),
+        DatasetSpec(
+            "digits_sequence",
+            "classification",
+            "label",
+            "the digits row by row: 8 steps of 8 gray values, 0 to 16",
+            _digits_sequence,
+        ),
+        DatasetSpec(
+            "mnist1d_train",
+            "classification",
+            "label",
+            "MNIST-1D: 4,000 sequences of 40 steps, 10 classes; published accuracies: logistic regression .32, MLP "
+            ".68, GRU .91, CNN .94",
+            mnist1d_train,
+        ),
+        DatasetSpec("mnist1d_test", "classification", "label", "the 1,000 test sequences of MNIST-1D", mnist1d_test),
+        DatasetSpec(
+            "adding_100_train",
+            "regression",
+            "total",
+            "the adding problem: 50,000 sequences of 100 steps, the sum of two marked values; best MSE 0, that of the "
+            "constant 1 is 1/6",
+            partial(adding_problem, 100, 50_000, seed=0),
+        ),
+        DatasetSpec(
+            "adding_100_test",
+            "regression",
+            "total",
+            "10,000 other sequences of the adding problem",
+            partial(adding_problem, 100, 10_000, seed=1),
+        ),
+        DatasetSpec(
+            "python_functions",
+            "classification",
+            "label",
+            "text: some 4,200 functions of Python's standard library, and which of 9 packages each is from",
+            python_functions,
+        ),
+        DatasetSpec(
+            "python_text",
+            "language_modeling",
+            None,
+            "text: the source of Python's standard library, some 380 files and 7.8 million characters",
+            python_text,
+        ),
+        DatasetSpec(
+            "markov_text",
+            "language_modeling",
+            None,
+            "text: a million characters of a Markov chain of order 2 over 64 symbols; best loss "
+            f"{MARKOV_BITS} bits = {MARKOV_BITS * log(2):.4f} nats per character",
+            partial(markov_text, 256, seed=0),
+        ),
+        DatasetSpec(
+            "seasonal_series",
+            "forecasting",
+            "value",
+            "8 daily series of 1,000 days with a weekly season and promotions known in advance; best RMSE one day "
+            f"ahead {best_seasonal_rmse(1):.3f}, over 7 days {best_seasonal_rmse(7):.3f}",
+            partial(seasonal_series, 8, 1000, seed=0),
+        ),
+        DatasetSpec(
+            "twonorm",
+            "classification",
+            "label",
+            "20,000 rows of two normal distributions, 20 features; best accuracy .97725",
+            partial(twonorm, 20_000, seed=0),
+        ),
+        DatasetSpec(
+            "ringnorm",
+            "classification",
+            "label",
+            "20,000 rows of a normal distribution within another, 20 features; best accuracy .98760",
+            partial(ringnorm, 20_000, seed=0),
+        ),
+        DatasetSpec(
+            "friedman1",
+            "regression",
+            "y",
+            "20,000 rows, 10 features of which 5 count, smooth and with an interaction; best RMSE 1",
+            partial(friedman1, 20_000, seed=0),
         ),
     )
 }

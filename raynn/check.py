@@ -108,5 +108,8 @@ def catalogue() -> dict[str, dict[str, str]]:
         "networks": {name: spec.description for name, spec in NETWORKS.items()},
         "regularizers": {name: field.description or "" for name, field in RegularizationSettings.model_fields.items()},
         "stopping_rules": {rule: about_rules[rule] for rule in rules},
-        "datasets": {name: f"{spec.description} (target: {spec.target})" for name, spec in CATALOG.items()},
+        "datasets": {
+            name: spec.description + (f" (target: {spec.target})" if spec.target else "")
+            for name, spec in CATALOG.items()
+        },
     }

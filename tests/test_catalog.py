@@ -13,7 +13,9 @@ from PIL import Image
 
 from raynn import catalog
 from raynn.catalog import CATALOG, load_dataset
+from raynn.columns import infer_columns
 from raynn.errors import DataError
+from raynn.sources import DataSettings
 
 SIZES = {
     "digits": (1797, 2),
@@ -22,6 +24,34 @@ SIZES = {
     "diabetes": (442, 11),
     "fashion_mnist_train": (3, 2),
     "fashion_mnist_test": (3, 2),
+    "digits_sequence": (1797, 2),
+    "mnist1d_train": (4000, 2),
+    "mnist1d_test": (1000, 2),
+    "adding_100_train": (50_000, 2),
+    "adding_100_test": (10_000, 2),
+    "markov_text": (256, 1),
+    "seasonal_series": (8000, 4),
+    "twonorm": (20_000, 21),
+    "ringnorm": (20_000, 21),
+    "friedman1": (20_000, 11),
+}
+OF_THIS_PYTHON = {"python_functions", "python_text"}  # how many rows they have, its version says
+TASKS = {
+    "diabetes": "regression",
+    "adding_100_train": "regression",
+    "adding_100_test": "regression",
+    "friedman1": "regression",
+    "python_text": "language_modeling",
+    "markov_text": "language_modeling",
+    "seasonal_series": "forecasting",
+}
+TARGET_TYPES = {"classification": pa.int64(), "regression": pa.float64(), "forecasting": pa.float64()}
+STEPS = {  # (T, C) of those that are sequences
+    "digits_sequence": (8, 8),
+    "mnist1d_train": (40, 1),
+    "mnist1d_test": (40, 1),
+    "adding_100_train": (100, 2),
+    "adding_100_test": (100, 2),
 }
 PIXELS_NHW = np.arange(3 * 28 * 28, dtype=np.uint32).astype(np.uint8).reshape(3, 28, 28)
 
@@ -47,13 +77,46 @@ def fashion_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_every_data_set_has_its_rows_and_its_target(name: str) -> None:
     table = load_dataset(name)
     spec = CATALOG[name]
-    assert table.shape == SIZES[name]
-    assert table.column_names[-1] == spec.target
-    assert not any(column.null_count for column in table.columns)
     assert spec.name == name
-    assert spec.task == ("regression" if name == "diabetes" else "classification")
+    assert name in OF_THIS_PYTHON or table.shape == SIZES[name]
+    assert not any(column.null_count for column in table.columns)
+    assert spec.task == TASKS.get(name, "classification")
+    if spec.target is None:
+        assert spec.task == "language_modeling"
+        assert table.column_names[-1] == "text"
+        return
+    assert table.column_names[-1] == spec.target
     kind = table.schema.field(spec.target).type
-    assert kind == {"breast_cancer": pa.string(), "wine": pa.string(), "diabetes": pa.float64()}.get(name, pa.int64())
+    named_classes = {"breast_cancer", "wine", "python_functions"}
+    assert kind == (pa.string() if name in named_classes else TARGET_TYPES[spec.task])
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_sequences_are_taken_as_sequences(name: str) -> None:
+    table, spec = load_dataset(name), CATALOG[name]
+    (feature,), target = infer_columns(table.schema, table.slice(0, 50), DataSettings(train=name, target=spec.target))
+    assert (feature.kind, feature.shape) == ("sequence", STEPS[name])
+    assert target.kind == "numeric"
+
+
+def test_digits_row_by_row_are_the_digits() -> None:
+    images, sequences = load_dataset("digits"), load_dataset("digits_sequence")
+    assert images["label"].equals(sequences["label"])
+    for row in (0, 1796):
+        with Image.open(io.BytesIO(images["image"][row].as_py())) as image:
+            counts_TC = np.asarray(image) * (16 / 255)
+        np.testing.assert_allclose(sequences["rows"][row].as_py(), counts_TC, atol=0.04)  # rounded to 256 grays
+
+
+def test_training_and_test_sets_share_no_row() -> None:
+    for stem, column in (("mnist1d", "signal"), ("adding_100", "steps")):
+        train, test = (load_dataset(f"{stem}_{split}")[column].slice(0, 200).to_pylist() for split in ("train", "test"))
+        assert not {str(row) for row in train} & {str(row) for row in test}
+
+
+def test_descriptions_say_the_best_figure() -> None:
+    assert "best loss 1.75 bits = 1.2130 nats per character" in CATALOG["markov_text"].description
+    assert "best RMSE one day ahead 1.000, over 7 days 1.450" in CATALOG["seasonal_series"].description
 
 
 def test_classes_have_names() -> None:
@@ -107,7 +170,4 @@ def test_a_damaged_file_is_named(fashion_folder: Path, content: bytes) -> None:
 def test_a_misspelt_name_gets_the_nearest() -> None:
     with pytest.raises(DataError) as caught:
         load_dataset("diabets")
-    assert str(caught.value) == (
-        "no data set 'diabets'. Did you mean 'diabetes'? The catalog: digits, breast_cancer, wine, diabetes, "
-        "fashion_mnist_train, fashion_mnist_test"
-    )
+    assert str(caught.value) == (f"no data set 'diabets'. Did you mean 'diabetes'? The catalog: {', '.join(CATALOG)}")

@@ -243,6 +243,8 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(answer["stopping_rules"]) == {"patience", "none"}
     assert answer["datasets"].keys() >= {"digits", "breast_cancer", "wine", "diabetes", "fashion_mnist_train"}
     assert all(text for entries in answer.values() for text in entries.values())
+    assert answer["datasets"]["wine"].endswith("3 classes (target: cultivar)")
+    assert "target" not in answer["datasets"]["python_text"]
     out, _ = printed(capsys, "list")
     assert [block.partition("\n")[0] for block in out.split("\n\n")] == list(answer)
 

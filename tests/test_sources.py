@@ -12,7 +12,7 @@ import pytest
 from files import TABLE, WRITERS, write_csv, write_image, write_parquet
 
 from raynn import sources
-from raynn.catalog import load_dataset
+from raynn.catalog import CATALOG, load_dataset
 from raynn.errors import DataError
 from raynn.fragments import read_fragment, schema_of
 from raynn.sources import find_fragments
@@ -146,7 +146,7 @@ def test_nothing_found_says_where_and_what_is_near(tmp_path: Path) -> None:
         f"digts: no such file, folder or data set; looked for {here}/digts and {tmp_path}/digts. Did you mean 'digits'?"
     )
     assert message(lambda: find_fragments("zzz", tmp_path)).endswith(
-        "zzz. Data sets of the catalog: digits, breast_cancer, wine, diabetes, fashion_mnist_train, fashion_mnist_test"
+        f"zzz. Data sets of the catalog: {', '.join(CATALOG)}"
     )
     assert message(lambda: find_fragments(f"{tmp_path}/*.parquet", tmp_path)) == (
         f"{tmp_path}/*.parquet: no file matches; looked for {tmp_path}/*.parquet; there are {tmp_path}/adult_train.csv"
