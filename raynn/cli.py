@@ -152,7 +152,7 @@ def init(options: argparse.Namespace) -> tuple[Answer, str]:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(draft.text)
     train_it = shlex.join(["raynn", "train", str(out)])
-    text = f"{draft.text}\n{out}: {draft.task} with a network of kind {draft.kind}; next: {train_it}"
+    text = f"{draft.text}\n{out}: {draft.task} with network.kind {draft.kind}; next: {train_it}"
     return {"job": str(out), "task": draft.task, "network": draft.kind, "next": train_it}, text
 
 

@@ -191,7 +191,7 @@ def _prediction(look: Look, name: str, features: Sequence[ColumnSpec], target: C
         name,
         task,
         kind,
-        [f"{task}: {reason}; {why}: a {kind}", *_column_lines(features, target)],
+        [f"{task}: {reason}; {why}: {'an' if kind == 'lstm' else 'a'} {kind}", *_column_lines(features, target)],
         data,
         network,
         {"dropout": 0.2, "weight_decay": 1e-3},
