@@ -94,7 +94,9 @@ def test_every_data_set_has_its_rows_and_its_target(name: str) -> None:
 @pytest.mark.parametrize("name", STEPS)
 def test_sequences_are_taken_as_sequences(name: str) -> None:
     table, spec = load_dataset(name), CATALOG[name]
-    (feature,), target = infer_columns(table.schema, table.slice(0, 50), DataSettings(train=name, target=spec.target))
+    (feature,), (target,) = infer_columns(
+        table.schema, table.slice(0, 50), DataSettings(train=name, target=spec.target)
+    )
     assert (feature.kind, feature.shape) == ("sequence", STEPS[name])
     assert target.kind == "numeric"
 
