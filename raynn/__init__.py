@@ -24,6 +24,7 @@ data, worker and trainer, `wandb` in tracking alone.
     folder.py          the run folder: claimed, described, found again
     tracking.py        metrics.jsonl always, Weights & Biases when asked
     columns.py         WHAT columns are: numeric, categorical, date, image, sequence
+    tokens.py          text as bytes, characters, words or subwords, and back
     cleaning.py        raw rows to typed rows, and the reasons of bad ones
     splits.py          WHICH rows train, validate, test
     hashing.py         one hash of 64-bit numbers

@@ -35,6 +35,7 @@ PLAIN = (  # these load neither torch nor ray, not even through what they import
     "folder",
     "tracking",
     "columns",
+    "tokens",
     "cleaning",
     "splits",
     "hashing",
