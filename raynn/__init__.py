@@ -57,6 +57,7 @@ data, worker and trainer, `wandb` in tracking alone.
     worker.py          what each Ray Train worker runs
     trainer.py         one job, trained: in this process or by Ray Train
     run.py             a run that has ended: open, evaluate, predict rows in memory
+    image_quality.py   generated images against real ones, seen by a trained CNN
     prediction.py      a source predicted to a file, here or over Ray Data
     export.py          the network for other programs
     check.py           what a machine, a job and raynn itself hold, said before training

@@ -79,6 +79,7 @@ ORDER = (
     "worker",
     "trainer",
     "run",
+    "image_quality",
     "prediction",
     "export",
     "check",

@@ -154,6 +154,10 @@ class Cnn(nn.Module):
 
     def forward(self, batch: Batch, key_B: Tensor | None = None) -> Tensor:
         """Outputs [B, K]: logits, or the standardized value."""
+        return self.head(self.features(batch, key_B))
+
+    def features(self, batch: Batch, key_B: Tensor | None = None) -> Tensor:
+        """What the head reads [B, H]."""
         if self.image is not None:
             # channels_last: 1.3 to 1.5 times the speed of the plain layout on a CPU, and what tensor cores want
             x_BCS = self.image(batch["image"]).contiguous(memory_format=torch.channels_last)
@@ -167,7 +171,7 @@ class Cnn(nn.Module):
         x_BH = self.dropouts[0](torch.cat([x_BH, *self.table(batch)], dim=1), key_B)
         for dense, dropout in zip(self.dense, list(self.dropouts)[1:], strict=True):
             x_BH = dropout(self.activation(dense(x_BH)), key_B)
-        return self.head(x_BH)
+        return x_BH
 
 
 def build(settings: CnnSettings, inputs: InputSpec, regularization: RegularizationSettings) -> nn.Module:
