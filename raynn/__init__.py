@@ -44,6 +44,7 @@ data, worker and trainer, `wandb` in tracking alone.
     objectives.py      losses
     evaluation.py      metrics of a whole split, over all workers
     networks/          WHO learns: one file per type, named in one table
+    generation.py      texts continued by a language model, token by token
     job.py             Job: load, override, fingerprint, schema
     tasks.py           what a job's task asks of its data and its network
     shards.py          a worker's rows as tensors: on the GPU, in memory or on disk

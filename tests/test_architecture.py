@@ -64,8 +64,11 @@ ORDER = (
     "networks.recurrent",
     "networks.rnn",
     "networks.lstm",
+    "networks.transformer",
+    "networks.text_generator",
     "networks.custom",
     "networks",  # the table, after its entries
+    "generation",
     "job",
     "tasks",
     "shards",

@@ -14,16 +14,18 @@ from pydantic import Field
 from torch import nn
 
 from raynn.metrics import Task
-from raynn.networks import cnn, custom, feedforward, lstm, rnn
+from raynn.networks import cnn, custom, feedforward, lstm, rnn, text_generator
 from raynn.networks.cnn import CnnSettings
 from raynn.networks.custom import CustomSettings
 from raynn.networks.feedforward import FeedforwardSettings
 from raynn.networks.lstm import LstmSettings
 from raynn.networks.rnn import RnnSettings
+from raynn.networks.text_generator import TextGeneratorSettings
 from raynn.settings import Settings
 
 NetworkSettings = Annotated[
-    FeedforwardSettings | CnnSettings | RnnSettings | LstmSettings | CustomSettings, Field(discriminator="kind")
+    FeedforwardSettings | CnnSettings | RnnSettings | LstmSettings | TextGeneratorSettings | CustomSettings,
+    Field(discriminator="kind"),
 ]
 
 
@@ -80,6 +82,14 @@ NETWORKS: dict[str, NetworkSpec] = {
         needs=("sequence",),
         any_length=True,
         defaults=RECURRENT_DEFAULTS,
+    ),
+    "text_generator": NetworkSpec(
+        description="language model that writes text: a causal transformer, or an LSTM",
+        settings=TextGeneratorSettings,
+        build=text_generator.build,
+        tasks=("language_modeling",),
+        inputs=("text",),
+        needs=("text",),
     ),
     "custom": NetworkSpec(
         description="your own nn.Module, built by a function of yours",
