@@ -22,6 +22,7 @@ data, worker and trainer, `wandb` in tracking alone.
     tracking.py        metrics.jsonl always, Weights & Biases when asked
     columns.py         WHAT columns are: numeric, categorical, date, image, sequence
     cleaning.py        raw rows to typed rows, and the reasons of bad ones
+    times.py           WHEN steps are: time columns, calendar fields, the times to come
     splits.py          WHICH rows train, validate, test
     hashing.py         one hash of 64-bit numbers
     summaries.py       what the training rows say, mergeable
@@ -30,6 +31,7 @@ data, worker and trainer, `wandb` in tracking alone.
     preprocessing.py   fitted on the training split, saved as JSON with the model
     preparation.py     from sources to encoded blocks: read, clean, split, fit, encode
     windows.py         windows of steps, cut lazily
+    series.py          tables of series: sorted, split by time, cut into windows
     lanes.py           which rows a global batch holds, whatever the number of workers
     randomness.py      random numbers as a function of seed, epoch, row and place
     collectives.py     what the workers of one run do together

@@ -484,4 +484,4 @@ def _enough(fraction: float) -> float:
 def split_summary(prepared: Prepared) -> str:
     """`1,437 train, 180 validation, 180 test rows`."""
     parts = [f"{prepared.encoded.num_rows(split):,} {name}" for split, name in NAMES.items()]
-    return ", ".join(parts) + " rows"
+    return ", ".join(parts) + (" windows" if prepared.task in ("forecasting", "language_modeling") else " rows")

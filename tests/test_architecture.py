@@ -33,6 +33,7 @@ PLAIN = (  # these load neither torch nor ray, not even through what they import
     "tracking",
     "columns",
     "cleaning",
+    "times",
     "splits",
     "hashing",
     "summaries",
@@ -41,6 +42,7 @@ PLAIN = (  # these load neither torch nor ray, not even through what they import
     "preprocessing",
     "preparation",
     "windows",
+    "series",
     "lanes",
 )
 ORDER = (
@@ -59,6 +61,7 @@ ORDER = (
     "networks.recurrent",
     "networks.rnn",
     "networks.lstm",
+    "networks.forecasting",
     "networks",  # the table, after its entries
     "job",
     "tasks",
