@@ -32,6 +32,7 @@ data, worker and trainer, `wandb` in tracking alone.
     preparation.py     from sources to encoded blocks: read, clean, split, fit, encode
     windows.py         windows of steps, cut lazily
     series.py          tables of series: sorted, split by time, cut into windows
+    forecast.py        which steps are to be predicted from which, as tables
     lanes.py           which rows a global batch holds, whatever the number of workers
     randomness.py      random numbers as a function of seed, epoch, row and place
     collectives.py     what the workers of one run do together

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raynn.columns import ColumnSpec
+from raynn.columns import ColumnKind, ColumnSpec
 from raynn.errors import DataError, JobError, did_you_mean
 from raynn.preparation import (
     BLOCK,
@@ -25,6 +25,7 @@ from raynn.preparation import (
     UNREAD,
     Driver,
     Prepared,
+    ReadPlan,
     ReadRows,
     Understood,
     described,
@@ -39,7 +40,7 @@ from raynn.times import calendar_column, parse_times, shown_step, shown_time, sk
 from raynn.windows import EncodedWindows, WindowPlan, run_lengths
 
 STEPS_PER_BLOCK = 65_536
-KINDS = ("numeric", "categorical", "date")
+KINDS: tuple[ColumnKind, ...] = ("numeric", "categorical", "date")
 
 
 def understand_series(settings: DataSettings, folder: Path) -> Understood:
@@ -69,13 +70,13 @@ def understand_series(settings: DataSettings, folder: Path) -> Understood:
     for spec in plan.targets:
         if spec.kind != "numeric":
             raise DataError(
-                f"data.target names {spec.name!r}, which is {spec.kind} ({spec.reason}), and only numbers are forecast; "
+                f"data.target names {spec.name!r}, which is {spec.kind} ({spec.reason}), and forecasts are numbers; "
                 "choose another column, or task: classification"
             )
     _check_features(plan.features, settings)
     calendar = tuple(
-        ColumnSpec(f"{settings.time}.{field}", "categorical", (), f"{field} of {settings.time}, in data.calendar")
-        for field in settings.calendar
+        ColumnSpec(name, "categorical", (), f"{field} of {settings.time}: data.calendar")
+        for name, field in calendar_of(settings).items()
     )
     taken = {spec.name for spec in (*plan.features, *plan.targets)} & {spec.name for spec in calendar}
     if taken:
@@ -104,16 +105,19 @@ def _check_features(features: tuple[ColumnSpec, ...], settings: DataSettings) ->
 class Steps:
     """All rows of the sources, by series and time."""
 
-    read: ReadRows  # the rows as they were read
-    table: pa.Table  # cleaned columns [S], those of the calendar among them
+    table: pa.Table  # cleaned columns [S], those of the calendar among them, and REASON
     order_S: NDArray[np.int64]  # the row of each step
     names: tuple[str, ...]  # of the series; one that is empty where there is no column of them
     series_S: NDArray[np.int64]  # which of them a step belongs to
     tick_S: NDArray[np.int64]  # see `times`
     is_date: bool
-    bad_S: NDArray[np.bool_]
 
-    @property
+    @cached_property
+    def bad_S(self) -> NDArray[np.bool_]:
+        """Steps that cannot be used; no window holds one."""
+        return np.asarray(self.table[REASON].is_valid().to_numpy(), bool)
+
+    @cached_property
     def new_S(self) -> NDArray[np.bool_]:
         """Where a series begins."""
         return np.diff(self.series_S, prepend=-1) != 0
@@ -122,60 +126,76 @@ class Steps:
         """Differences in time from each step to the next of its series."""
         return np.diff(self.tick_S)[~self.new_S[1:]]
 
+    def name_of(self, step: int) -> str:
+        """` of series 'A'`, or nothing where there is one series only."""
+        name = self.names[self.series_S[step]]
+        return f" of series {name!r}" if name else ""
 
-def read_steps(understood: Understood, driver: Driver) -> Steps:
+
+def read_steps(understood: Understood, driver: Driver) -> tuple[Steps, ReadRows]:
     """Reads and cleans all rows, and sorts them.
 
     Raises:
         DataError: too many bad rows, a row that has no time or no series, two rows of one time in a series.
     """
-    plan = understood.plan
-    settings = plan.settings
-    made = {f"{settings.time}.{field}": field for field in settings.calendar}
-    in_data = tuple(spec for spec in plan.features if spec.name not in made)
-    read = read_rows(replace(understood, plan=replace(plan, features=in_data)), driver)
-    table = pa.concat_tables(driver.tables(read.blocks), promote_options="permissive").combine_chunks()
-    place_of = partial(_place, understood=understood, counts=read.counts)
+    plan = plan_of_data(understood.plan)
+    read = read_rows(replace(understood, plan=plan), driver)
     if unread := [row for row in read.bad_rows if row.column is None]:
         raise DataError(
-            f"{described(unread[0])}: a row that cannot be read has no place in a series, so data.max_bad_rows does not "
-            "help; mend the row"
+            f"{described(unread[0])}: a row that cannot be read has no place in a series, so that data.max_bad_rows "
+            "cannot help; mend the row"
         )
-    tick_N, is_date = _times(table, settings, place_of)
+    table = pa.concat_tables(driver.tables(read.blocks), promote_options="permissive").drop_columns([BLOCK, UNREAD])
+    ends = np.cumsum(read.counts)
+
+    def place_of(row: int) -> tuple[str, int]:
+        fragment = int(np.searchsorted(ends, row, side="right"))
+        return understood.fragments[fragment].locate(row - int(ends[fragment] - read.counts[fragment]))
+
+    return sorted_steps(table, plan.settings, place_of), read
+
+
+def plan_of_data(plan: ReadPlan) -> ReadPlan:
+    """The plan less the features that the calendar makes, which no source holds."""
+    made = calendar_of(plan.settings)
+    return replace(plan, features=tuple(spec for spec in plan.features if spec.name not in made))
+
+
+def calendar_of(settings: DataSettings) -> dict[str, str]:
+    """Features that `data.calendar` makes of the time: the field of each."""
+    return {f"{settings.time}.{field}": field for field in settings.calendar}
+
+
+def sorted_steps(table: pa.Table, settings: DataSettings, place_of: Callable[[int], tuple[str, int]]) -> Steps:
+    """The steps of cleaned rows; `place_of` says the file and the place in it of a row, for messages.
+
+    Raises:
+        DataError: a row that has no time or no series, two rows of one time in a series.
+    """
+
+    def place(row: int) -> str:
+        return "{}, row {}".format(*place_of(row))
+
+    tick_N, is_date = _times(table, settings, place)
     series_N, names = np.zeros(len(tick_N), np.int64), np.array([""])
     if settings.series is not None:
         column = table[settings.series]
         if column.null_count:
             row = int(np.flatnonzero(column.is_null().to_numpy())[0])
             raise DataError(
-                f"data.series = {settings.series!r} is empty in {column.null_count} rows, the first {place_of(row)}; "
+                f"data.series = {settings.series!r} is empty in {column.null_count} rows, the first {place(row)}; "
                 "fill it in, or drop these rows"
             )
         names, series_N = np.unique(np.asarray(column.to_pylist(), np.str_), return_inverse=True)
     order_S = np.lexsort((tick_N, series_N))
-    steps = Steps(
-        read,
-        _with_calendar(table.drop_columns([BLOCK, REASON, UNREAD]).take(order_S), tick_N[order_S], made, is_date),
-        order_S,
-        tuple(names.tolist()),
-        series_N[order_S],
-        tick_N[order_S],
-        is_date,
-        read.bad[order_S],
-    )
-    _check_no_time_twice(steps, settings, place_of)
+    table, tick_S = table.take(pa.array(order_S)).combine_chunks(), tick_N[order_S]
+    table = with_calendar(table, tick_S, settings, is_date)
+    steps = Steps(table, order_S, tuple(names.tolist()), series_N[order_S], tick_S, is_date)
+    _check_no_time_twice(steps, settings, place)
     return steps
 
 
-def _place(row: int, understood: Understood, counts: tuple[int, ...]) -> str:
-    """`data.csv, row 7`, of a row of all sources."""
-    ends = np.cumsum(counts)
-    fragment = int(np.searchsorted(ends, row, side="right"))
-    file, number = understood.fragments[fragment].locate(row - int(ends[fragment] - counts[fragment]))
-    return f"{file}, row {number}"
-
-
-def _times(table: pa.Table, settings: DataSettings, place_of: Callable[[int], str]) -> tuple[NDArray[np.int64], bool]:
+def _times(table: pa.Table, settings: DataSettings, place: Callable[[int], str]) -> tuple[NDArray[np.int64], bool]:
     """The tick of every row [N], and whether they are dates."""
     name = settings.time
     column = table[name]
@@ -184,34 +204,41 @@ def _times(table: pa.Table, settings: DataSettings, place_of: Callable[[int], st
         row = int(np.flatnonzero(unread_N)[0])
         value = column[row].as_py()
         raise DataError(
-            f"data.time = {name!r}: {unread_N.sum()} of {len(unread_N)} rows hold no time, the first {place_of(row)}: "
+            f"data.time = {name!r}: {unread_N.sum()} of {len(unread_N)} rows hold no time, the first {place(row)}: "
             f"{'nothing' if value is None else repr(value)}; write dates as 2024-05-31 or 2024-05-31 12:00, or whole "
             "numbers, in every row"
         )
     return tick_N, is_date
 
 
-def _with_calendar(table: pa.Table, tick_S: NDArray[np.int64], made: dict[str, str], is_date: bool) -> pa.Table:
-    """The table with the columns that `data.calendar` makes of the time."""
-    if made and not is_date:
-        field = next(iter(made.values()))
-        raise DataError(f"data.calendar names {field!r}, and data.time holds whole numbers, not dates; remove it")
-    for name, field in made.items():
+def with_calendar(table: pa.Table, tick_S: NDArray[np.int64], settings: DataSettings, is_date: bool) -> pa.Table:
+    """The table with the columns that `data.calendar` makes of the time.
+
+    Raises:
+        DataError: times that are whole numbers have none.
+    """
+    if settings.calendar and not is_date:
+        raise DataError(
+            f"data.calendar = {list(settings.calendar)} are fields of dates, and data.time = {settings.time!r} holds "
+            "whole numbers; remove data.calendar"
+        )
+    for name, field in calendar_of(settings).items():
         table = table.append_column(name, calendar_column(tick_S, field))
     return table
 
 
-def _check_no_time_twice(steps: Steps, settings: DataSettings, place_of: Callable[[int], str]) -> None:
+def _check_no_time_twice(steps: Steps, settings: DataSettings, place: Callable[[int], str]) -> None:
     twice = np.flatnonzero((np.diff(steps.tick_S) == 0) & ~steps.new_S[1:])
     if not len(twice):
         return
     first, second = sorted(steps.order_S[twice[0] : twice[0] + 2].tolist())
-    of, remedy = "", "name the column that tells series apart in data.series, or drop one of the rows"
-    if settings.series is not None:
-        of, remedy = f" of series {steps.names[steps.series_S[twice[0]]]!r}", "drop one of them"
+    remedy = "drop one of them"
+    if settings.series is None:
+        remedy += ", or name the column that tells series apart in data.series"
     raise DataError(
-        f"data.time = {settings.time!r}: {len(twice)} times are there twice, the first {place_of(first)} and "
-        f"{place_of(second)}{of}: {shown_time(int(steps.tick_S[twice[0]]), steps.is_date)}; {remedy}"
+        f"data.time = {settings.time!r}: {len(twice)} times{steps.name_of(int(twice[0]))} are there twice, the first "
+        f"{shown_time(int(steps.tick_S[twice[0]]), steps.is_date)} in {place(first)}, and {place(second)}; "
+        f"{remedy}"
     )
 
 
@@ -226,8 +253,8 @@ def prepare_series(understood: Understood, driver: Driver, preprocessing: Prepro
         JobError: ranges of time that cannot be.
         DataError: too many bad rows, times that cannot be, a split without a window.
     """
-    steps = read_steps(understood, driver)
-    split_S = split_steps(steps, understood)
+    steps, read = read_steps(understood, driver)
+    split_S = split_steps(steps, understood, read)
     plan = understood.plan
     if preprocessing is None:
         tables = [table.append_column(BLOCK, _block_number(i, table)) for i, table in enumerate(_cut(steps.table))]
@@ -243,9 +270,9 @@ def prepare_series(understood: Understood, driver: Driver, preprocessing: Prepro
         described_steps(steps, plan.settings),
         preprocessing,
         encode_steps(steps, windows, preprocessing, driver),
-        tuple(np.split(split_N, np.cumsum(steps.read.counts)[:-1])),
-        steps.read.bad_rows,
-        steps.read.num_source_rows,
+        tuple(np.split(split_N, np.cumsum(read.counts)[:-1])),
+        read.bad_rows,
+        read.num_source_rows,
     )
 
 
@@ -260,18 +287,19 @@ def _block_number(index: int, table: pa.Table) -> pa.Array:
 def _forecast_spec(steps: Steps, split_S: NDArray[np.uint8], settings: DataSettings) -> ForecastSpec:
     assert settings.window is not None
     assert settings.horizon is not None
-    known = (*settings.known, *(f"{settings.time}.{field}" for field in settings.calendar))
+    known = (*settings.known, *calendar_of(settings))
     tick_S = steps.tick_S[split_S == TRAIN]
     weekdays = steps.is_date and skips_weekends(tick_S, usual_step(steps.between()))
     return ForecastSpec(settings.window, settings.horizon, known, weekdays)
 
 
-def split_steps(steps: Steps, understood: Understood) -> NDArray[np.uint8]:
+def split_steps(steps: Steps, understood: Understood, read: ReadRows) -> NDArray[np.uint8]:
     """The split of each step [S]: `splits.assign_splits_by_time`."""
     settings = understood.plan.settings
-    roles = np.repeat(np.array(understood.roles, np.uint8), steps.read.counts)[steps.order_S]
-    columns = [s.column for s in (settings.validation, settings.test) if isinstance(s, ColumnSplit)]
-    values = {name: np.asarray(steps.table[name].cast(pa.string()).fill_null("").to_pylist(), np.str_) for name in columns}
+    roles = np.repeat(np.array(understood.roles, np.uint8), read.counts)[steps.order_S]
+    named = [s.column for s in (settings.validation, settings.test) if isinstance(s, ColumnSplit)]
+    texts = {name: steps.table[name].cast(pa.string()).fill_null("").to_pylist() for name in named}
+    values = {name: np.asarray(text, np.str_) for name, text in texts.items()}
     return assign_splits_by_time(settings, roles, steps.bad_S, steps.tick_S, steps.is_date, values)
 
 
@@ -308,24 +336,25 @@ def _check_windows(
     """Every split that was asked for has a window, or what would give it one is said."""
     assert settings.window is not None
     assert settings.horizon is not None
-    wanted = {TRAIN: True, VALIDATION: True, TEST: settings.test is not None}
-    for split in (split for split, is_wanted in wanted.items() if is_wanted and not len(windows[split])):
+    needed = settings.window + settings.horizon
+    usable = int(run_lengths(steps.new_S, ~steps.bad_S).max())
+    for split in (TRAIN, VALIDATION, *([TEST] if settings.test is not None else [])):
+        if len(windows[split]):
+            continue
         longest = int(run_lengths(steps.new_S, split_S == split).max())
-        whole = int(run_lengths(steps.new_S, ~steps.bad_S).max())
-        needed = settings.window + settings.horizon
-        if split == TRAIN or whole < needed:
-            longest = longest if split == TRAIN else whole
-            what = f"data.window = {settings.window} and data.horizon = {settings.horizon} take {needed} steps in a row"
-            remedy = f"set data.window to at most {longest - settings.horizon}"
-            if longest <= settings.horizon:
-                remedy = "shorten data.window and data.horizon, or give longer series"
+        if split == TRAIN or usable < needed:
+            kind, longest = ("training", longest) if split == TRAIN else ("usable", usable)
+            remedy = "shorten both, or give longer series"
+            if longest > settings.horizon:
+                remedy = f"set data.window to at most {longest - settings.horizon}"
             raise DataError(
-                f"{what}, and the longest run of {'training' if split == TRAIN else 'usable'} steps is {longest}; {remedy}"
+                f"data.window = {settings.window} and data.horizon = {settings.horizon} take {needed} steps in a row, "
+                f"and the longest run of {kind} steps is {longest}; {remedy}"
             )
         raise DataError(
-            f"data.{NAMES[split]} holds no window: data.horizon = {settings.horizon} steps in a row are predicted, behind "
-            f"data.window = {settings.window} that are read, and its longest run is {longest} steps; make it longer, or "
-            f"set data.horizon to at most {longest}"
+            f"data.{NAMES[split]} holds no window: data.horizon = {settings.horizon} of its steps in a row are "
+            f"predicted, from the {settings.window} before them, and its longest run is {longest}; make it longer"
+            + (f", or set data.horizon to at most {longest}" if longest < settings.horizon else "")
         )
 
 

@@ -36,7 +36,12 @@ class WindowPlan:
 
     @classmethod
     def over_steps(
-        cls, new_S: NDArray[np.bool_], usable_S: NDArray[np.bool_], scored_S: NDArray[np.bool_], window: int, horizon: int
+        cls,
+        new_S: NDArray[np.bool_],
+        usable_S: NDArray[np.bool_],
+        scored_S: NDArray[np.bool_],
+        window: int,
+        horizon: int,
     ) -> WindowPlan:
         """Every window of `window` steps to read and `horizon` steps to predict that lies in one run of usable steps,
         and its predicted ones in one run of scored steps.

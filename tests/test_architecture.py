@@ -43,6 +43,7 @@ PLAIN = (  # these load neither torch nor ray, not even through what they import
     "preparation",
     "windows",
     "series",
+    "forecast",
     "lanes",
 )
 ORDER = (

@@ -3,8 +3,8 @@ steps to come becomes numbers beside it. The network predicts all steps and targ
 
 Nothing else of the steps to come is handed on: neither the target nor a covariate that is not known.
 
-Shapes: B windows, W steps that are read, H steps to predict, K targets, F numbers and C categories of a step, E width of
-the covariates of a step, N = B * K windows of single channels.
+Shapes: B windows, W steps that are read, H steps to predict, T of either, K targets, F numbers and C categories of a
+step.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class StepCodes(nn.Module):
     def __init__(self, cardinalities: tuple[int, ...]) -> None:
         super().__init__()
         self.cardinalities = cardinalities
-        many = {i: size for i, size in enumerate(cardinalities) if size > MAX_ONE_HOT}
-        self.widths = [min(50, round(1.6 * n**0.56)) if n in many.values() else n - 1 for n in cardinalities]
-        self.embeddings = nn.ModuleDict({str(i): nn.Embedding(size, self.widths[i]) for i, size in many.items()})
+        self.widths = [n - 1 if n <= MAX_ONE_HOT else min(50, round(1.6 * n**0.56)) for n in cardinalities]
+        many = {str(i): nn.Embedding(n, self.widths[i]) for i, n in enumerate(cardinalities) if n > MAX_ONE_HOT}
         with torch.no_grad():
-            for embedding in self.embeddings.values():
-                embedding.weight[0].zero_()  # type: ignore[operator]
+            for embedding in many.values():
+                embedding.weight[0].zero_()
+        self.embeddings = nn.ModuleDict(many)
 
     def forward(self, code_BTC: Tensor, column: int) -> Tensor:
         """Codes [B, T] of one column as [B, T, width]."""
