@@ -26,6 +26,7 @@ data, worker and trainer, `wandb` in tracking alone.
     columns.py         WHAT columns are: numeric, categorical, date, image, sequence
     tokens.py          text as bytes, characters, words or subwords, and back
     cleaning.py        raw rows to typed rows, and the reasons of bad ones
+    times.py           WHEN steps are: time columns, calendar fields, the times to come
     splits.py          WHICH rows train, validate, test
     hashing.py         one hash of 64-bit numbers
     summaries.py       what the training rows say, mergeable
@@ -35,6 +36,8 @@ data, worker and trainer, `wandb` in tracking alone.
     preparation.py     from sources to encoded blocks: read, clean, split, fit, encode
     windows.py         windows of steps, cut lazily
     draft.py           a first job file for data that were looked at
+    series.py          tables of series: sorted, split by time, cut into windows
+    forecast.py        which steps are to be predicted from which, as tables
     lanes.py           which rows a global batch holds, whatever the number of workers
     randomness.py      random numbers as a function of seed, epoch, row and place
     collectives.py     what the workers of one run do together

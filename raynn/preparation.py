@@ -97,23 +97,29 @@ class ReadPlan:
         wanted += [spec.name for spec in self.targets]
         names = list(dict.fromkeys([*wanted, *self.extra]))
         table, unread = read_fragment(fragment, names)
-        try:
-            cleaned, bad = clean(table, self.features, self.targets, self.extra, self.settings)
-        except ShapeError as error:
-            raise error.located(*fragment.locate(error.row, unread)) from None
-        cleaned = self._extra_as_text(cleaned)
+        cleaned = self.cleaned(table, lambda row: fragment.locate(row, unread))
         if unread and not cleaned.num_rows:
             raise DataError(f"{fragment.path}: no row could be read; {unread[0].reason}")
-        reasons: list[str | None] = [None] * cleaned.num_rows
-        for row, column, reason in bad:
-            file, number = fragment.locate(row, unread)
-            reasons[row] = _bad_row_json(BadRow(file, number, column, reason))
         notes: list[str | None] = [None] * cleaned.num_rows
         if unread:
             notes[0] = json.dumps([_bad_row_json(row) for row in unread])
         cleaned = cleaned.append_column(BLOCK, pa.array(np.full(cleaned.num_rows, index, np.int32)))
-        cleaned = cleaned.append_column(REASON, pa.array(reasons, pa.string()))
         return cleaned.append_column(UNREAD, pa.array(notes, pa.string()))
+
+    def cleaned(self, table: pa.Table, locate: Callable[[int], tuple[str, int]]) -> pa.Table:
+        """Raw rows cleaned, with the column REASON; `locate` says the file and the place in it of a row.
+
+        Raises:
+            DataError: a column that is missing or of another type, images or sequences of different sizes.
+        """
+        try:
+            cleaned, bad = clean(table, self.features, self.targets, self.extra, self.settings)
+        except ShapeError as error:
+            raise error.located(*locate(error.row)) from None
+        reasons: list[str | None] = [None] * cleaned.num_rows
+        for row, column, reason in bad:
+            reasons[row] = _bad_row_json(BadRow(*locate(row), column, reason))
+        return self._extra_as_text(cleaned).append_column(REASON, pa.array(reasons, pa.string()))
 
     def _extra_as_text(self, cleaned: pa.Table) -> pa.Table:
         """The same table, its group and split columns as text: files may differ in their type.
@@ -484,4 +490,4 @@ def _enough(fraction: float) -> float:
 def split_summary(prepared: Prepared) -> str:
     """`1,437 train, 180 validation, 180 test rows`."""
     parts = [f"{prepared.encoded.num_rows(split):,} {name}" for split, name in NAMES.items()]
-    return ", ".join(parts) + " rows"
+    return ", ".join(parts) + (" windows" if prepared.task in ("forecasting", "language_modeling") else " rows")

@@ -13,6 +13,7 @@ from raynn.metrics import Task, quantities_of
 from raynn.networks import NETWORKS
 from raynn.preparation import Driver, Prepared, Understood, prepare, understand
 from raynn.preprocessing import Preprocessing
+from raynn.series import prepare_series, understand_series
 from raynn.sources import DataSettings
 from raynn.splits import TRAIN
 
@@ -45,6 +46,8 @@ def understand_job(job: Job, folder: Path) -> Understood:
         DataError: a source, a column or the target is not there, or of a kind that cannot be.
     """
     task = task_of(job)
+    if task == "forecasting":
+        return understand_series(job.data, folder)
     if task == "image_generation":
         return understand(job.data, folder, kinds=("image",))
     if not job.data.targets:
@@ -66,6 +69,8 @@ def prepare_job(
         DataError: too many bad rows, a split or class that cannot be, labels that training never saw.
     """
     task, seed = task_of(job), job.optimization.seed
+    if task == "forecasting":
+        return prepare_series(understood, driver, preprocessing)
     return prepare(understood, task, seed, driver, preprocessing)
 
 
@@ -78,7 +83,8 @@ def checked(job: Job, prepared: Prepared) -> Job:
     """
     Lanes(prepared.encoded.num_rows(TRAIN), job.optimization.global_batch_size, job.optimization.seed)
     kinds = {spec.kind for spec in prepared.preprocessing.features}
-    _check_features(job.network.kind, prepared.preprocessing.features)
+    if prepared.task != "forecasting":  # windows are sequences, which all of its networks take
+        _check_features(job.network.kind, prepared.preprocessing.features)
     for key, tasks in KEYS_OF_TASKS.items():
         value = getattr(job.data, key)
         if prepared.task not in tasks and value != DataSettings.model_fields[key].default:

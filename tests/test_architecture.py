@@ -37,6 +37,7 @@ PLAIN = (  # these load neither torch nor ray, not even through what they import
     "columns",
     "tokens",
     "cleaning",
+    "times",
     "splits",
     "hashing",
     "summaries",
@@ -46,6 +47,8 @@ PLAIN = (  # these load neither torch nor ray, not even through what they import
     "preparation",
     "windows",
     "draft",
+    "series",
+    "forecast",
     "lanes",
 )
 ORDER = (
@@ -67,6 +70,7 @@ ORDER = (
     "networks.transformer",
     "networks.text_generator",
     "networks.custom",
+    "networks.forecasting",
     "networks",  # the table, after its entries
     "generation",
     "job",
