@@ -127,6 +127,22 @@ def find_fragments(source: str | tuple[str, ...], base: Path) -> tuple[Fragment,
     return fragments
 
 
+def find_sources(settings: DataSettings, base: Path) -> tuple[tuple[Fragment, ...], tuple[int, ...]]:
+    """The fragments of all sources, and the role of each: 0 of the training source, 1 of validation, 2 of test.
+
+    Raises:
+        DataError: a source that is not there, or holds no rows.
+    """
+    fragments = list(find_fragments(settings.train, base))
+    roles = [0] * len(fragments)
+    for role, source in ((1, settings.validation), (2, settings.test)):
+        if isinstance(source, (str, tuple)):
+            more = find_fragments(source, base)
+            fragments += more
+            roles += [role] * len(more)
+    return tuple(fragments), tuple(roles)
+
+
 _COMPRESSED = re.compile(r"\.(gz|bz2|zst|lz4)$")
 
 # Finding: source -> groups of files -> fragments
