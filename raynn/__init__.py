@@ -34,6 +34,7 @@ data, worker and trainer, `wandb` in tracking alone.
     preprocessing.py   fitted on the training split, saved as JSON with the model
     preparation.py     from sources to encoded blocks: read, clean, split, fit, encode
     windows.py         windows of steps, cut lazily
+    corpus.py          text to learn a language from: its tail held out, windows of tokens
     draft.py           a first job file for data that were looked at
     lanes.py           which rows a global batch holds, whatever the number of workers
     randomness.py      random numbers as a function of seed, epoch, row and place
