@@ -35,6 +35,7 @@ data, worker and trainer, `wandb` in tracking alone.
     preprocessing.py   fitted on the training split, saved as JSON with the model
     preparation.py     from sources to encoded blocks: read, clean, split, fit, encode
     windows.py         windows of steps, cut lazily
+    corpus.py          text to learn a language from: its tail held out, windows of tokens
     draft.py           a first job file for data that were looked at
     series.py          tables of series: sorted, split by time, cut into windows
     forecast.py        which steps are to be predicted from which, as tables

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from raynn.columns import ColumnSpec
+from raynn.corpus import prepare_corpus, understand_corpus
 from raynn.errors import DataError, JobError, did_you_mean
 from raynn.job import Job
 from raynn.lanes import Lanes
@@ -48,6 +49,9 @@ def understand_job(job: Job, folder: Path) -> Understood:
     task = task_of(job)
     if task == "forecasting":
         return understand_series(job.data, folder)
+    if task == "language_modeling":
+        _check_reads_windows(job)
+        return understand_corpus(job.data, folder)
     if task == "image_generation":
         return understand(job.data, folder, kinds=("image",))
     if not job.data.targets:
@@ -71,6 +75,8 @@ def prepare_job(
     task, seed = task_of(job), job.optimization.seed
     if task == "forecasting":
         return prepare_series(understood, driver, preprocessing)
+    if task == "language_modeling":
+        return prepare_corpus(understood, driver, preprocessing)
     return prepare(understood, task, seed, driver, preprocessing)
 
 
@@ -83,7 +89,7 @@ def checked(job: Job, prepared: Prepared) -> Job:
     """
     Lanes(prepared.encoded.num_rows(TRAIN), job.optimization.global_batch_size, job.optimization.seed)
     kinds = {spec.kind for spec in prepared.preprocessing.features}
-    if prepared.task != "forecasting":  # windows are sequences, which all of its networks take
+    if prepared.task not in ("forecasting", "language_modeling"):  # whose networks read windows alone
         _check_features(job.network.kind, prepared.preprocessing.features)
     for key, tasks in KEYS_OF_TASKS.items():
         value = getattr(job.data, key)
@@ -114,6 +120,17 @@ def checked(job: Job, prepared: Prepared) -> Job:
             f"{prepared.task}; set it to 0"
         )
     return job
+
+
+def _check_reads_windows(job: Job) -> None:
+    """That the network can be a language model, where data.window says that it is one."""
+    if "language_modeling" not in NETWORKS[job.network.kind].tasks:
+        able = [kind for kind, spec in NETWORKS.items() if "language_modeling" in spec.tasks and kind != "custom"]
+        raise JobError(
+            f"data.window = {job.data.window} without data.time and data.horizon is language modeling, and "
+            f"network.kind = {job.network.kind!r} is for {' and '.join(NETWORKS[job.network.kind].tasks)}; name the "
+            f"column that orders the steps in data.time, or use network.kind: {' or '.join(able)}"
+        )
 
 
 def _check_features(network_kind: str, features: Sequence[ColumnSpec]) -> None:

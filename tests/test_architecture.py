@@ -46,6 +46,7 @@ PLAIN = (  # these load neither torch nor ray, not even through what they import
     "preprocessing",
     "preparation",
     "windows",
+    "corpus",
     "draft",
     "series",
     "forecast",

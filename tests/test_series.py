@@ -226,14 +226,18 @@ def test_workers_share_the_batches_of_one(num_workers: int, tmp_path: Path) -> N
 
 
 def test_what_a_network_is_told(tmp_path: Path) -> None:
-    found = prepared(tides(80), tmp_path, target=["height", "flow"], known=["moon", "sky"], calendar=["hour", "weekday"])
+    found = prepared(
+        tides(80), tmp_path, target=["height", "flow"], known=["moon", "sky"], calendar=["hour", "weekday"]
+    )
     assert found.task == "forecasting"
     names = [spec.name for spec in found.preprocessing.features]
     assert names == ["station", "moon", "wind", "sky", "time.hour", "time.weekday"]
     spec = found.preprocessing.input_spec
     assert (spec.window, spec.horizon, spec.num_targets, spec.num_outputs) == (4, 2, 2, 4)
     assert (spec.num_numeric, spec.known_numeric) == (2, (0,))
-    assert (spec.cardinalities, spec.known_categorical) == ((2, 3, 25, 4), (1, 2, 3)), "72 training hours, three weekdays"
+    assert (spec.cardinalities, spec.known_categorical) == ((2, 3, 25, 4), (1, 2, 3)), (
+        "72 training hours, three weekdays"
+    )
     assert len(spec.target_mean) == 2
     forecast = ForecastSpec(4, 2, ("moon", "sky", "time.hour", "time.weekday"))
     assert found.preprocessing.forecast == forecast
@@ -364,7 +368,12 @@ def replaced(column: str, row: int, value: Any) -> pa.Table:
             "data.time = 'time': 1 of 60 rows hold no time, the first {file}, row 3: 'tomorrow'; write dates as 2024-05-31 "
             "or 2024-05-31 12:00, or whole numbers, in every row",
         ),
-        (replaced("time", 3, None), {}, DataError, "1 of 60 rows hold no time, the first {file}, row 3: nothing; write"),
+        (
+            replaced("time", 3, None),
+            {},
+            DataError,
+            "1 of 60 rows hold no time, the first {file}, row 3: nothing; write",
+        ),
         (
             replaced("time", 3, times(5)[4]),
             {},
@@ -435,7 +444,9 @@ def test_a_row_that_cannot_be_read_has_no_place(tmp_path: Path) -> None:
     pyarrow.csv.write_csv(TABLE, tmp_path / "t.csv")
     lines = (tmp_path / "t.csv").read_text().splitlines()
     (tmp_path / "t.csv").write_text("\n".join([*lines[:20], "2024-01-01,too,few", *lines[21:]]))
-    data = data_of(TABLE, tmp_path / "t.parquet", max_bad_rows=0.5).model_copy(update={"train": str(tmp_path / "t.csv")})
+    data = data_of(TABLE, tmp_path / "t.parquet", max_bad_rows=0.5).model_copy(
+        update={"train": str(tmp_path / "t.csv")}
+    )
     with pytest.raises(DataError) as error:
         prepare_series(understand_series(data, tmp_path), LocalDriver())
     assert str(error.value) == (

@@ -72,9 +72,7 @@ def encoded_windows(cuts: list[int]) -> tuple[EncodedWindows, np.ndarray]:
     values_S2 = np.arange(40, dtype=np.float32).reshape(20, 2)
     bounds = [0, *cuts, 20]
     parts = [values_S2[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
-    blocks = [
-        pa.table({"target": pa.FixedSizeListArray.from_arrays(pa.array(part.reshape(-1)), 2)}) for part in parts
-    ]
+    blocks = [pa.table({"target": pa.FixedSizeListArray.from_arrays(pa.array(part.reshape(-1)), 2)}) for part in parts]
     start_N = np.array([start for start in range(17) if start != 7])
     plan = WindowPlan(start_N, start_N + 4, {"number": start_N * 100})
     none = WindowPlan(start_N[:0], start_N[:0])
