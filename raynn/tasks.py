@@ -79,6 +79,8 @@ def checked(job: Job, prepared: Prepared) -> Job:
     Lanes(prepared.encoded.num_rows(TRAIN), job.optimization.global_batch_size, job.optimization.seed)
     kinds = {spec.kind for spec in prepared.preprocessing.features}
     _check_features(job.network.kind, prepared.preprocessing.features)
+    # built and forgotten, so that what cannot be built is said before there is a run folder
+    NETWORKS[job.network.kind].build(job.network, prepared.preprocessing.input_spec, job.regularization)
     for key, tasks in KEYS_OF_TASKS.items():
         value = getattr(job.data, key)
         if prepared.task not in tasks and value != DataSettings.model_fields[key].default:
