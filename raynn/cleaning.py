@@ -227,7 +227,7 @@ def _steps_of(column: Any, spec: ColumnSpec) -> tuple[NDArray[np.float32], NDArr
         raise ShapeError(
             f"sequences of different lengths: column {spec.name!r} has {steps_N[other[0]]} steps",
             int(other[0]),
-            f"have {num_steps}; cut or pad them to one length, or use network.kind: lstm or rnn",
+            f"have {num_steps}; set data.any_length: true, or cut or pad them to one length",
         )
     values = column.flatten()
     if family_of(values.type) == "sequence":

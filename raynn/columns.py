@@ -51,7 +51,9 @@ _ZONE = r"(Z|[+-]\d{2}:?\d{2})"
 
 @dataclass(frozen=True)
 class ColumnSpec:
-    """What a column holds. `shape` is (C, H, W) of an image, (T, C) of a sequence, else empty."""
+    """What a column holds. `shape` is (C, H, W) of an image, (T, C) of a sequence (T is 0 where lengths differ), else
+    empty.
+    """
 
     name: str
     kind: ColumnKind
@@ -187,7 +189,7 @@ def _spec(name: str, kind: ColumnKind, reason: str, column: Any, settings: DataS
         shape, found = _image_shape(name, column, settings)
         reason = f"{reason}; {found}"
     if kind == "sequence":
-        shape = _sequence_shape(name, column)
+        shape = _sequence_shape(name, column, settings)
     return ColumnSpec(name, kind, shape, reason)
 
 
@@ -283,15 +285,18 @@ def _is_gray(image: Image.Image) -> bool:
     return image.mode[0] in "1LIF"
 
 
-def _sequence_shape(name: str, column: Any) -> tuple[int, int]:
-    """(T, C) of the first sequence that has steps."""
+def _sequence_shape(name: str, column: Any, settings: DataSettings) -> tuple[int, int]:
+    """(T, C): the channels of the first sequence that has steps; T is 0 where sampled lengths differ, or others may
+    come.
+    """
     first: list[Any] = next((steps for row in column if (steps := row.as_py()) and steps != [[]]), [])
     steps = [step if isinstance(step, list) else [step] for step in first]
     if not steps or not steps[0]:
         raise DataError(
             f"column {name!r} is to be sequence, but none that was sampled holds a number; fill them, or drop it"
         )
-    return len(steps), len(steps[0])
+    lengths = set(pc.list_value_length(column).unique().to_pylist()) - {None, 0}
+    return len(steps) if len(lengths) == 1 and not settings.any_length else 0, len(steps[0])
 
 
 def _where(mask: Any, values: Any) -> Any:

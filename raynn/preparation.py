@@ -271,8 +271,9 @@ def understand(
 ) -> Understood:
     """Finds the sources and infers the columns from the training source's schema and first rows.
 
-    With `kinds` only columns of these kinds are features by default. With `any_length` the lengths of sequences may
-    differ: the shape of such a column is (0, C). `extra` columns are read beside group and split columns.
+    With `kinds` only columns of these kinds are features by default. With `any_length` sequences are not held to one
+    length even where those of the sample have one: the shape of such a column is (0, C). `extra` columns are read
+    beside group and split columns.
 
     Raises:
         DataError: a source, a column or a target is not there, or of a kind that cannot be.

@@ -85,6 +85,11 @@ class InputSpec:
     known_numeric: tuple[int, ...] = ()  # columns of `numeric` that are known in the future
     known_categorical: tuple[int, ...] = ()
 
+    @property
+    def any_length(self) -> bool:
+        """Whether rows are sequences of different lengths: a batch then holds `length` [B], and zeros behind it."""
+        return self.sequence_TC is not None and self.sequence_TC[0] == 0
+
 
 @dataclass(frozen=True)
 class ForecastSpec:

@@ -41,8 +41,7 @@ from raynn.series import Steps, encode_steps, plan_of_data, plan_windows, read_s
 from raynn.shards import Arrays, Shard, build_shard
 from raynn.sources import find_fragments
 from raynn.splits import NAMES, TEST
-from raynn.tasks import prepare_job, understand_job
-from raynn.training import build_model
+from raynn.tasks import build_model, prepare_job, understand_job
 
 SPLITS = {name: split for split, name in NAMES.items()}
 

@@ -84,6 +84,9 @@ class DataSettings(Settings):
     ] = None
     vocabulary: Annotated[int, Field(ge=2, description="different tokens at most")] = 8192
     max_tokens: Annotated[Count, Field(description="of a text column: what is longer is cut")] = 512
+    any_length: Annotated[
+        bool, Field(description="sequences of other lengths may come, though the first 10,000 rows have one")
+    ] = False
     max_bad_rows: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     scaling: Literal["standard", "quantile"] = "standard"
     image_size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None

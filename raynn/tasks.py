@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+
+import torch
 
 from raynn.columns import ColumnSpec
 from raynn.corpus import prepare_corpus, understand_corpus
@@ -12,6 +15,7 @@ from raynn.job import Job
 from raynn.lanes import Lanes
 from raynn.metrics import Task, quantities_of
 from raynn.networks import NETWORKS
+from raynn.networks.forecasting import Forecaster
 from raynn.preparation import Driver, Prepared, Understood, prepare, understand
 from raynn.preprocessing import Preprocessing
 from raynn.series import prepare_series, understand_series
@@ -80,6 +84,16 @@ def prepare_job(
     return prepare(understood, task, seed, driver, preprocessing)
 
 
+def build_model(job: Job, preprocessing: Preprocessing) -> torch.nn.Module:
+    """The network of a job, its initial weights a function of the seed."""
+    torch.manual_seed(job.optimization.seed)
+    network, inputs = NETWORKS[job.network.kind], preprocessing.input_spec
+    if inputs.task == "forecasting":
+        build = partial(network.build, job.network, regularization=job.regularization)
+        return Forecaster(build, inputs, job.data.window_normalization, independent=job.data.channels == "independent")
+    return network.build(job.network, inputs, job.regularization)
+
+
 def checked(job: Job, prepared: Prepared) -> Job:
     """The job itself, if its network and metric can be had for these data.
 
@@ -91,6 +105,8 @@ def checked(job: Job, prepared: Prepared) -> Job:
     kinds = {spec.kind for spec in prepared.preprocessing.features}
     if prepared.task not in ("forecasting", "language_modeling"):  # whose networks read windows alone
         _check_features(job.network.kind, prepared.preprocessing.features)
+    # built and forgotten, so that what cannot be built is said before there is a run folder
+    build_model(job.model_copy(update={"task": prepared.task}), prepared.preprocessing)
     for key, tasks in KEYS_OF_TASKS.items():
         value = getattr(job.data, key)
         if prepared.task not in tasks and value != DataSettings.model_fields[key].default:

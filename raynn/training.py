@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,11 @@ from raynn.errors import TrainingError
 from raynn.folder import write_json
 from raynn.job import Job
 from raynn.loop import Record, TrainingState, evaluate_shard, train_epochs
-from raynn.networks import NETWORKS
-from raynn.networks.forecasting import Forecaster
 from raynn.objectives import with_split
 from raynn.preprocessing import Preprocessing
 from raynn.progress import ProgressWriter
 from raynn.shards import Shard
+from raynn.tasks import build_model
 from raynn.tracking import Tracker
 
 
@@ -54,16 +52,6 @@ class Shards:
     train: TrainingShard
     validation: Shard
     test: Shard | None
-
-
-def build_model(job: Job, preprocessing: Preprocessing) -> torch.nn.Module:
-    """The network of a job, its initial weights a function of the seed."""
-    torch.manual_seed(job.optimization.seed)
-    network, inputs = NETWORKS[job.network.kind], preprocessing.input_spec
-    if inputs.task == "forecasting":
-        build = partial(network.build, job.network, regularization=job.regularization)
-        return Forecaster(build, inputs, job.data.window_normalization, independent=job.data.channels == "independent")
-    return network.build(job.network, inputs, job.regularization)
 
 
 def run_training(assignment: Assignment, shards: Shards, workers: Workers) -> Iterator[Record]:

@@ -28,6 +28,13 @@ def pictures_beside() -> None:
     table_file(walks(60).append_column("photo", pa.array([picture] * 60)), "walks.parquet")()
 
 
+def even_walks_beside() -> None:
+    """Adds a file of walks of three steps each."""
+    table = walks(60)
+    steps = pa.array([walk[:3] for walk in table["steps"].to_pylist()])
+    table_file(table.set_column(0, "steps", steps), "even.parquet")()
+
+
 CASES = {
     "rnn on a table": Bad(
         train("data={train: flowers.csv, target: kind}", "network={kind: rnn}"),
@@ -50,16 +57,29 @@ CASES = {
         ),
         pictures_beside,
     ),
-    "cnn on sequences of different lengths": Bad(
-        train("network={kind: cnn, channels: [4]}"),
+    "a length that the first rows do not tell": Bad(
+        train("data={train: even.parquet, test: walks.parquet, target: place}", "network={kind: cnn, channels: [4]}"),
         (
             "sequences of different lengths: column 'steps' has 8 steps in ",
             "walks.parquet, row 1, and others have 3; ",
-            "cut or pad them to one length, or use network.kind: lstm or rnn",
+            "set data.any_length: true, or cut or pad them to one length",
+        ),
+        even_walks_beside,
+    ),
+    "flattened steps of different lengths": Bad(
+        train("network={kind: cnn, channels: [4], head_pooling: flatten}"),
+        (
+            "network.head_pooling = 'flatten' needs sequences of one length, and their lengths differ; ",
+            "use mean or max, or cut or pad them to one length",
         ),
     ),
-    "feedforward on sequences of different lengths": Bad(
-        train("network={kind: feedforward, hidden: [4]}"), ("or use network.kind: lstm or rnn",)
+    "cnn on walks and pictures": Bad(
+        train("network={kind: cnn}"),
+        (
+            "network.kind = 'cnn' takes an image or a sequence column, and the features have both; set one of them to ",
+            "ignore in data.columns, or use network.kind: feedforward",
+        ),
+        pictures_beside,
     ),
     "steps of different widths": Bad(
         train(),

@@ -324,7 +324,7 @@ def test_bad_sequences_have_a_reason_and_are_zeros() -> None:
 
 
 def test_sequences_of_different_lengths() -> None:
-    remedy = "cut or pad them to one length, or use network.kind: lstm or rnn"
+    remedy = "set data.any_length: true, or cut or pad them to one length"
     assert message(lambda: clean_one(pa.array([[1, 2], None, [3]]), "sequence", (2, 1))) == (
         f"sequences of different lengths: column 'x' has 1 steps in row 2, and others have 2; {remedy}"
     )

@@ -73,7 +73,8 @@ KINDS = {
         (3, 3, 4),
         "struct<bytes: binary, path: string>; 3 x 4 color",
     ),
-    "list": (pa.array([[1.0, 2.0], [3.0]]), "sequence", (2, 1), "list<item: double>"),
+    "list": (pa.array([[1.0, 2.0], None, [3.0, 4.0], []]), "sequence", (2, 1), "list<item: double>"),
+    "lists of different lengths": (pa.array([[1.0, 2.0], [3.0]]), "sequence", (0, 1), "list<item: double>"),
     "list of lists": (pa.array([None, [[1, 2, 3]] * 4]), "sequence", (4, 3), "list<item: list<item: int64>>"),
     "fixed lists": (
         pa.array([[1, 2]], pa.list_(pa.int8(), 2)),
@@ -247,6 +248,12 @@ def test_a_feature_asked_for_that_no_network_takes() -> None:
     assert message(lambda: infer_one(pa.array([{"a": 1}]), features=("x", "good"))) == (
         "data.features names 'x': struct<a: int64> is nothing that a network takes; take it out, or convert the column"
     )
+
+
+def test_sequences_of_one_length_are_said_to_be_of_any() -> None:
+    alike = pa.array([[[1.0, 2.0]], [[3.0, 4.0]]])
+    assert infer_one(alike).shape == (1, 2)
+    assert infer_one(alike, any_length=True).shape == (0, 2)
 
 
 def test_an_empty_sequence() -> None:

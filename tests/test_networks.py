@@ -18,6 +18,7 @@ from raynn.metrics import Task
 from raynn.networks import NETWORKS, NetworkSettings, defaults_for
 from raynn.objectives import loss_per_row
 from raynn.preprocessing import InputSpec
+from raynn.problems import members_of
 from raynn.regularization import Dropout, RegularizationSettings, decayed_and_exempt
 
 PARTS = {"__init__", "forecasting", "inputs", "layers", "recurrent", "transformer"}  # files that hold no network
@@ -30,12 +31,15 @@ TABLE: dict[str, Any] = {
 }
 IMAGE: dict[str, Any] = {"image_CHW": (2, 8, 6), "image_mean": (100.0, 120.0), "image_std": (50.0, 70.0)}
 SEQUENCE: dict[str, Any] = {"sequence_TC": (9, 3)}
+STEPS: dict[str, Any] = {"sequence_TC": (0, 3)}  # lengths differ
 INPUTS: dict[str, dict[str, Any]] = {
     "table": TABLE,
     "image": IMAGE,
     "sequence": SEQUENCE,
     "image and table": IMAGE | TABLE,
     "sequence and table": SEQUENCE | TABLE,
+    "steps": STEPS,
+    "steps and table": STEPS | TABLE,
 }
 # Small enough for tests; the shape of the network is its own.
 SMALL: dict[str, dict[str, Any]] = {
@@ -57,8 +61,11 @@ TINY: dict[str, dict[str, Any]] = {
 
 def fits(kind: str, name: str) -> bool:
     """Whether the network takes these inputs, and has all it needs."""
-    kinds = {"numeric" if word == "table" else word for word in name.split(" and ")}
+    words = set(name.split(" and "))
+    kinds = {{"table": "numeric", "steps": "sequence"}.get(word, word) for word in words}
     network = NETWORKS[kind]
+    if "steps" in words and network.any_length:
+        return False  # to it a sequence is always one of any length
     return kinds <= set(network.inputs) and (not network.needs or bool(kinds & set(network.needs)))
 
 
@@ -74,8 +81,7 @@ CASES = [
     for task in network.tasks
     if task in ("classification", "regression")
     for name in INPUTS
-    if task != "forecasting"  # test_network_forecasting.py
-    if fits(kind, name)
+    if fits(kind, name) and name != "steps and table"  # among OPTIONS
 ]
 
 
@@ -84,9 +90,10 @@ def options(kind: str) -> Iterator[dict[str, Any]]:
     for name, field in NETWORKS[kind].settings.model_fields.items():
         if name == "kind":
             continue
-        if get_origin(field.annotation) is Literal:
-            yield from ({name: choice} for choice in get_args(field.annotation))
-        elif field.annotation is bool:
+        for member in members_of(field.annotation):
+            if get_origin(member) is Literal:
+                yield from ({name: choice} for choice in get_args(member))
+        if field.annotation is bool:
             yield from ({name: choice} for choice in (False, True))
     if kind == "feedforward":
         yield from ({"residual": True, "normalization": norm} for norm in ("batch", "layer"))
@@ -101,8 +108,8 @@ OPTIONS = [
     pytest.param(kind, option, name, id=f"{kind}-{option}-{name}")
     for kind in NETWORKS
     for option in options(kind)
-    for name in ("image and table", "sequence and table")
-    if fits(kind, name)
+    for name in ("image and table", "sequence and table", "steps and table")
+    if fits(kind, name) and not ("steps" in name and option.get("head_pooling") == "flatten")
 ]
 
 
@@ -127,9 +134,9 @@ def batch_of(kind: str, inputs: InputSpec, num_rows: int, seed: int = 0) -> dict
     if inputs.image_CHW:
         batch["image"] = torch.randint(256, (num_rows, *inputs.image_CHW), dtype=torch.uint8, generator=generator)
     if inputs.sequence_TC:
-        batch["sequence"] = torch.randn(num_rows, *inputs.sequence_TC, generator=generator)
-    if inputs.sequence_TC and NETWORKS[kind].any_length:
-        num_steps = inputs.sequence_TC[0]
+        num_steps = inputs.sequence_TC[0] or 9
+        batch["sequence"] = torch.randn(num_rows, num_steps, inputs.sequence_TC[1], generator=generator)
+    if inputs.sequence_TC and (inputs.any_length or NETWORKS[kind].any_length):
         batch["length"] = torch.randint(1, num_steps + 1, (num_rows,), generator=generator)
         batch["sequence"] *= (torch.arange(num_steps) < batch["length"][:, None])[:, :, None]
     if inputs.task == "classification":

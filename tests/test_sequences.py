@@ -40,7 +40,7 @@ def trained(data: Path, folder: Path, network: dict[str, Any], target: str = "pl
                     "test": 0.2,
                     "columns": ignored,
                 },
-                "network": {"hidden": 16, **network},
+                "network": {**({"hidden": 16} if network["kind"] in ("rnn", "lstm") else {}), **network},
                 "optimization": {"global_batch_size": 16, "max_epochs": 12, "learning_rate": 0.02},
                 "resources": {"gpus_per_worker": 0, **resources},
                 "storage": str(folder),
@@ -58,9 +58,18 @@ def history(run: Path) -> list[dict[str, float]]:
     return [{key: value for key, value in record.items() if key not in CLOCK} for record in records]
 
 
-@pytest.mark.parametrize("num_channels", [1, 2])
+GRU = {"kind": "rnn", "cell": "gru", "bidirectional": True, "pooling": "attention"}
+
+
 @pytest.mark.parametrize(
-    "network", [{"kind": "lstm"}, {"kind": "rnn", "cell": "gru", "bidirectional": True, "pooling": "attention"}]
+    ("network", "num_channels"),
+    [
+        ({"kind": "lstm"}, 1),
+        (GRU, 1),
+        (GRU, 2),
+        ({"kind": "cnn", "channels": [16, 16], "head_pooling": "mean"}, 2),
+        ({"kind": "feedforward", "hidden": [16]}, 2),
+    ],
 )
 def test_from_file_to_prediction(network: dict[str, Any], num_channels: int, tmp_path: Path) -> None:
     table = walks(240, num_channels)

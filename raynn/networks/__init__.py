@@ -39,7 +39,7 @@ class NetworkSpec:
     tasks: tuple[Task, ...]
     inputs: tuple[str, ...]
     needs: tuple[str, ...] = ()  # at least one column of these kinds
-    any_length: bool = False  # takes sequences whose lengths differ
+    any_length: bool = False  # gains nothing from knowing that all sequences have one length, so is never told
     defaults: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -55,7 +55,7 @@ NETWORKS: dict[str, NetworkSpec] = {
         defaults={"regularization": {"dropout": 0.1, "weight_decay": 1e-3}},
     ),
     "cnn": NetworkSpec(
-        description="convolution and pooling over images (2D) or sequences of equal length (1D)",
+        description="convolution and pooling over images (2D) or sequences (1D)",
         settings=CnnSettings,
         build=cnn.build,
         tasks=("classification", "regression", "forecasting"),

@@ -1,4 +1,7 @@
-"""Convolutional network: over images (2D) or sequences of equal length (1D), of any size and number of channels.
+"""Convolutional network: over images (2D) or sequences (1D), of any size and number of channels.
+
+Where the lengths of sequences differ, every layer reads only the steps that are there: a convolution sees zeros behind
+the last of them, as it does at the end of an image, a normalization and a pooling do not see the padding at all.
 
 Shapes: B rows, C channels, S the spatial axes (H, W or T), H head features, K outputs.
 """
@@ -7,20 +10,32 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from raynn.errors import JobError
 from raynn.networks.inputs import Batch, ImageNormalization, TableEmbedding
-from raynn.networks.layers import ACTIVATIONS, Activation, GlobalBatchNorm, group_norm
+from raynn.networks.layers import (
+    ACTIVATIONS,
+    Activation,
+    GlobalBatchNorm,
+    group_norm,
+    pooled_over_steps,
+    steps_within,
+)
 from raynn.preprocessing import InputSpec
 from raynn.regularization import Dropout, RegularizationSettings
 from raynn.settings import Settings
 
 Width = Annotated[int, Field(ge=1)]
+# Values [B, C, S] and, where lengths differ, which of the steps are there [B, 1, T]. What the values of other steps are
+# is up to who made them: whoever reads a map leaves them out.
+Map = tuple[Tensor, Tensor | None]
+ANY = 0  # a spatial axis whose size differs between rows
 
 
 def odd(number: int) -> int:
@@ -43,9 +58,10 @@ class CnnSettings(Settings):
     normalization: Literal["none", "batch", "group"] = "batch"
     activation: Activation = "relu"
     pooling: Annotated[Literal["max", "mean", "stride"], Field(description="how a stage halves the map")] = "max"
-    head_pooling: Annotated[Literal["mean", "max", "flatten"], Field(description="from the last map to one vector")] = (
-        "flatten"
-    )
+    head_pooling: Annotated[
+        Literal["mean", "max", "flatten"] | None,
+        Field(description="from the last map to one vector; default: flatten, and max where lengths differ"),
+    ] = None
     head_hidden: Annotated[tuple[Width, ...], Field(description="dense layers before the outputs")] = (128,)
 
 
@@ -59,14 +75,21 @@ class ConvNorm(nn.Module):
         kernel = kernel or settings.kernel_size
         convolution = nn.Conv2d if axes == 2 else nn.Conv1d
         bias = settings.normalization == "none"
+        self.stride = stride
         self.convolution = convolution(c_in, c_out, kernel, stride=stride, padding=kernel // 2, bias=bias)
-        self.norm: nn.Module = nn.Identity()
+        self.norm: nn.Module | None = None
         if settings.normalization != "none":
             self.norm = GlobalBatchNorm(c_out) if settings.normalization == "batch" else group_norm(c_out)
 
-    def forward(self, x_BCS: Tensor) -> Tensor:
-        """Maps [B, C, S]."""
-        return self.norm(self.convolution(x_BCS))
+    def forward(self, maps: Map) -> Map:
+        """Maps, every axis `stride` times shorter, rounded up."""
+        x_BCS, within = maps
+        if within is not None:
+            x_BCS, within = x_BCS.masked_fill(~within, 0.0), within[..., :: self.stride]
+        x_BCS = self.convolution(x_BCS)
+        if self.norm is not None:
+            x_BCS = self.norm(x_BCS, within)
+        return x_BCS, within
 
 
 class PlainBlock(nn.Module):
@@ -77,9 +100,10 @@ class PlainBlock(nn.Module):
         self.conv = ConvNorm(axes, c_in, c_out, settings, stride)
         self.activation = ACTIVATIONS[settings.activation]()
 
-    def forward(self, x_BCS: Tensor) -> Tensor:
-        """Maps [B, C, S]."""
-        return self.activation(self.conv(x_BCS))
+    def forward(self, maps: Map) -> Map:
+        """Maps of `c_out` channels."""
+        x_BCS, within = self.conv(maps)
+        return self.activation(x_BCS), within
 
 
 class ResidualBlock(nn.Module):
@@ -94,26 +118,60 @@ class ResidualBlock(nn.Module):
         if stride > 1 or c_in != c_out:
             self.shortcut = ConvNorm(axes, c_in, c_out, settings, stride, kernel=1)
 
-    def forward(self, x_BCS: Tensor) -> Tensor:
-        """Maps [B, C, S]."""
-        return self.activation(self.second(self.activation(self.first(x_BCS))) + self.shortcut(x_BCS))
+    def forward(self, maps: Map) -> Map:
+        """Maps of `c_out` channels."""
+        x_BCS, within = self.first(maps)
+        x_BCS, within = self.second((self.activation(x_BCS), within))
+        return self.activation(x_BCS + self.shortcut(maps)[0]), within
+
+
+class Pool(nn.Module):
+    """Max or mean over windows that do not overlap, of two steps or pixels an axis. Where lengths differ the last step
+    of an odd number stands alone, so that the shortest row keeps one; where all are alike it is left out.
+    """
+
+    def __init__(self, pooling: str, window: tuple[int, ...]) -> None:
+        super().__init__()
+        self.pooling, self.window = pooling, window
+
+    def forward(self, maps: Map) -> Map:
+        """Maps with half the steps."""
+        x_BCS, within = maps
+        if within is None:
+            pools: dict[str, Any] = {
+                "max1": F.max_pool1d,
+                "max2": F.max_pool2d,
+                "mean1": F.avg_pool1d,
+                "mean2": F.avg_pool2d,
+            }
+            return pools[f"{self.pooling}{len(self.window)}"](x_BCS, self.window), None
+        odd_one = (0, x_BCS.shape[-1] % 2)
+        pair_B1T2 = F.pad(within, odd_one).unflatten(-1, (-1, 2))
+        x_BCT2 = F.pad(x_BCS, odd_one).unflatten(-1, (-1, 2))
+        if self.pooling == "max":
+            x_BCT = x_BCT2.masked_fill(~pair_B1T2, -torch.inf).amax(-1)
+        else:
+            x_BCT = (x_BCT2 * pair_B1T2).sum(-1) / pair_B1T2.sum(-1).clamp(min=1)
+        within = within[..., ::2]
+        return x_BCT.masked_fill(~within, 0.0), within  # infinities would come back from the gradient as NaN
 
 
 def stages(settings: CnnSettings, size: tuple[int, ...], c_in: int) -> tuple[nn.Sequential, int]:
-    """The convolutional part for maps of `size`, and the number of values [C * S] in its last map."""
+    """The convolutional part for maps of `size` (a sequence's is `ANY` where lengths differ), and the number of values
+    [C * S] in its last map.
+    """
     axes = len(size)
     block = PlainBlock if settings.block == "plain" else ResidualBlock
     layers: list[nn.Module] = []
     for stage, c_out in enumerate(settings.channels):
         stride = 1
-        if stage > 0 and max(size) > 1:
+        if stage > 0 and (ANY in size or max(size) > 1):
             # an axis that has shrunk to 1 stays 1
             if settings.pooling == "stride":
                 stride, size = 2, tuple((s + 1) // 2 for s in size)
             else:
-                pool = {"max2": nn.MaxPool2d, "max1": nn.MaxPool1d, "mean2": nn.AvgPool2d, "mean1": nn.AvgPool1d}
-                window = tuple(min(2, s) for s in size)
-                layers.append(pool[f"{settings.pooling}{axes}"](window))
+                window = tuple(2 if s == ANY else min(2, s) for s in size)
+                layers.append(Pool(settings.pooling, window))
                 size = tuple(s // w for s, w in zip(size, window, strict=True))
         for _ in range(settings.blocks_per_stage):
             layers.append(block(axes, c_in, c_out, settings, stride))
@@ -127,8 +185,12 @@ class Cnn(nn.Module):
     def __init__(self, settings: CnnSettings, inputs: InputSpec, regularization: RegularizationSettings) -> None:
         super().__init__()
         places = itertools.count()
-        self.head_pooling = settings.head_pooling
         self.image = ImageNormalization(inputs) if inputs.image_CHW else None
+        if inputs.image_CHW and inputs.sequence_TC:
+            raise JobError(
+                "network.kind = 'cnn' takes an image or a sequence column, and the features have both; set one of them "
+                "to ignore in data.columns, or use network.kind: feedforward"
+            )
         if inputs.image_CHW:
             channels, *size = inputs.image_CHW
         elif inputs.sequence_TC:
@@ -139,10 +201,17 @@ class Cnn(nn.Module):
                 "network.kind = 'cnn' needs an image or a sequence column, and the features have neither; "
                 "use network.kind: feedforward for a table"
             )
+        self.any_length = inputs.any_length
+        if self.any_length and settings.head_pooling == "flatten":
+            raise JobError(
+                "network.head_pooling = 'flatten' needs sequences of one length, and their lengths differ; use mean or "
+                "max, or cut or pad them to one length"
+            )
+        self.head_pooling = settings.head_pooling or ("max" if self.any_length else "flatten")
         self.input_dropout = Dropout(regularization.input_dropout, channels, next(places))
         self.stages, flat = stages(settings, tuple(size), channels)
         self.table = TableEmbedding(inputs)
-        width = (flat if settings.head_pooling == "flatten" else settings.channels[-1]) + self.table.width
+        width = (flat if self.head_pooling == "flatten" else settings.channels[-1]) + self.table.width
         self.dropouts = nn.ModuleList([Dropout(regularization.dropout, width, next(places))])
         self.dense = nn.ModuleList()
         for hidden in settings.head_hidden:
@@ -158,20 +227,27 @@ class Cnn(nn.Module):
 
     def features(self, batch: Batch, key_B: Tensor | None = None) -> Tensor:
         """What the head reads [B, H]."""
+        within = None
         if self.image is not None:
             # channels_last: 1.3 to 1.5 times the speed of the plain layout on a CPU, and what tensor cores want
             x_BCS = self.image(batch["image"]).contiguous(memory_format=torch.channels_last)
         else:
             x_BCS = batch["sequence"].transpose(1, 2)
-        x_BCS = self.stages(self.input_dropout(x_BCS, key_B))
-        if self.head_pooling == "flatten":
-            x_BH = x_BCS.flatten(1)
-        else:
-            x_BH = x_BCS.flatten(2).mean(-1) if self.head_pooling == "mean" else x_BCS.flatten(2).amax(-1)
-        x_BH = self.dropouts[0](torch.cat([x_BH, *self.table(batch)], dim=1), key_B)
+            if self.any_length:
+                within = steps_within(batch["length"], x_BCS.shape[2])[:, None]
+        x_BCS, within = self.stages((self.input_dropout(x_BCS, key_B), within))
+        x_BH = self.dropouts[0](torch.cat([self._pooled(x_BCS, within), *self.table(batch)], dim=1), key_B)
         for dense, dropout in zip(self.dense, list(self.dropouts)[1:], strict=True):
             x_BH = dropout(self.activation(dense(x_BH)), key_B)
         return x_BH
+
+    def _pooled(self, x_BCS: Tensor, within_B1T: Tensor | None) -> Tensor:
+        """One vector a row [B, H] from the last map."""
+        if within_B1T is not None:
+            return pooled_over_steps(x_BCS.transpose(1, 2), within_B1T.squeeze(1), self.head_pooling)
+        if self.head_pooling == "flatten":
+            return x_BCS.flatten(1)
+        return x_BCS.flatten(2).mean(-1) if self.head_pooling == "mean" else x_BCS.flatten(2).amax(-1)
 
 
 def build(settings: CnnSettings, inputs: InputSpec, regularization: RegularizationSettings) -> nn.Module:

@@ -1,11 +1,12 @@
-"""Feedforward network over tables; images and sequences are flattened.
+"""Feedforward network over tables; images and sequences of one length are flattened, sequences of any lengths pooled.
 
-Shapes: B rows, D input width, H hidden units, K outputs.
+Shapes: B rows, T steps, C channels, E width of a step, D input width, H hidden units, K outputs.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Annotated, Literal
 
 import torch
@@ -13,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raynn.networks.inputs import Batch, ImageNormalization, TableEmbedding
-from raynn.networks.layers import ACTIVATIONS, Activation, GlobalBatchNorm
+from raynn.networks.layers import ACTIVATIONS, Activation, GlobalBatchNorm, pooled_over_steps, steps_within
 from raynn.preprocessing import InputSpec
 from raynn.regularization import Dropout, RegularizationSettings
 from raynn.settings import Settings
@@ -41,6 +42,10 @@ class FeedforwardSettings(Settings):
     category_embedding_width: Annotated[
         Width | None, Field(description="default: 1.6 * categories ** 0.56, at most 50")
     ] = None
+    embedding: Annotated[Width, Field(description="width of each step's vector, where lengths differ")] = 64
+    pooling: Annotated[
+        Literal["mean", "max"], Field(description="from all steps to one vector, where lengths differ")
+    ] = "mean"
 
 
 def normalization(kind: str, width: int) -> nn.Module:
@@ -82,6 +87,29 @@ class ResidualBlock(nn.Module):
         return x_BH + self.narrow(self.dropout(self.activation(self.widen(self.norm(x_BH))), key_B))
 
 
+class PooledSteps(nn.Module):
+    """One dense layer for every step, then the mean or the largest over the steps that are there: a function of the set
+    of steps, blind to their order (Zaheer et al. 2017, theorem 2).
+    """
+
+    def __init__(
+        self, settings: FeedforwardSettings, inputs: InputSpec, regularization: RegularizationSettings, place: int
+    ) -> None:
+        super().__init__()
+        assert inputs.sequence_TC is not None
+        num_channels = inputs.sequence_TC[1]
+        self.input_dropout = Dropout(regularization.input_dropout, num_channels, place)
+        self.linear = nn.Linear(num_channels, settings.embedding)
+        self.activation = ACTIVATIONS[settings.activation]()
+        self.pooling = settings.pooling
+
+    def forward(self, batch: Batch, key_B: Tensor | None) -> Tensor:
+        """One vector a row [B, E]; dropout silences a channel at all steps alike."""
+        x_BTC = self.input_dropout(batch["sequence"].transpose(1, 2), key_B).transpose(1, 2)
+        x_BTE = self.activation(self.linear(x_BTC))
+        return pooled_over_steps(x_BTE, steps_within(batch["length"], x_BTE.shape[1]), self.pooling)
+
+
 class Feedforward(nn.Module):
     """Embeddings, layers or residual blocks, and a linear head."""
 
@@ -99,10 +127,12 @@ class Feedforward(nn.Module):
             settings.category_embedding_width,
         )
         self.image = ImageNormalization(inputs) if inputs.image_CHW else None
+        self.flat = inputs.sequence_TC if not inputs.any_length else None
         width = self.table.width
-        for shape in (inputs.image_CHW, inputs.sequence_TC):
-            width += int(torch.Size(shape).numel()) if shape else 0
+        for shape in (inputs.image_CHW, self.flat):
+            width += math.prod(shape) if shape else 0
         self.input_dropout = Dropout(regularization.input_dropout, width, next(places))
+        width += settings.embedding if inputs.any_length else 0
         layers: list[nn.Module] = []
         block = ResidualBlock if settings.residual else Layer
         for hidden in settings.hidden:
@@ -111,15 +141,20 @@ class Feedforward(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.last_norm = normalization(settings.normalization if settings.residual else "none", width)
         self.head = nn.Linear(width, inputs.num_outputs)
+        self.steps = PooledSteps(settings, inputs, regularization, next(places)) if inputs.any_length else None
 
     def forward(self, batch: Batch, key_B: Tensor | None = None) -> Tensor:
         """Outputs [B, K]: logits, or the standardized value."""
         parts = self.table(batch)
         if self.image is not None:
             parts.append(self.image(batch["image"]).flatten(1))
-        if "sequence" in batch:
+        if self.flat:
             parts.append(batch["sequence"].flatten(1))
-        x_BH = self.input_dropout(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), key_B)
+        if parts:
+            parts = [self.input_dropout(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), key_B)]
+        if self.steps is not None:
+            parts.append(self.steps(batch, key_B))
+        x_BH = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         for layer in self.layers:
             x_BH = layer(x_BH, key_B)
         return self.head(self.last_norm(x_BH))

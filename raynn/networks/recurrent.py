@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from raynn.errors import JobError
 from raynn.networks.inputs import Batch, TableEmbedding
+from raynn.networks.layers import pooled_over_steps, steps_within
 from raynn.preprocessing import InputSpec
 from raynn.regularization import Dropout, RegularizationSettings
 from raynn.settings import Settings
@@ -85,13 +86,10 @@ class Recurrent(nn.Module):
 
     def _pooled(self, x_BTH: Tensor, length_B: Tensor) -> Tensor:
         """One vector a row [B, H] from the steps within its length."""
-        within_BT1 = (torch.arange(x_BTH.shape[1], device=x_BTH.device) < length_B[:, None])[:, :, None]
-        if self.pooling == "mean":
-            return (x_BTH * within_BT1).sum(1) / length_B[:, None]
-        if self.pooling == "max":
-            return x_BTH.masked_fill(~within_BT1, -torch.inf).amax(1)
-        assert self.score is not None
-        weight_BT1 = self.score(x_BTH).masked_fill(~within_BT1, -torch.inf).softmax(dim=1)
+        within_BT = steps_within(length_B, x_BTH.shape[1])
+        if self.score is None:
+            return pooled_over_steps(x_BTH, within_BT, self.pooling)
+        weight_BT1 = self.score(x_BTH).masked_fill(~within_BT[:, :, None], -torch.inf).softmax(dim=1)
         return (x_BTH * weight_BT1).sum(1)
 
 
