@@ -30,6 +30,7 @@ data, worker and trainer, `wandb` in tracking alone.
     preprocessing.py   fitted on the training split, saved as JSON with the model
     preparation.py     from sources to encoded blocks: read, clean, split, fit, encode
     lanes.py           which rows a global batch holds, whatever the number of workers
+    pictures.py        pictures as PNG files
     randomness.py      random numbers as a function of seed, epoch, row and place
     collectives.py     what the workers of one run do together
     regularization.py  every knob against overfitting, in one table for all networks

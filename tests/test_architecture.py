@@ -41,6 +41,7 @@ PLAIN = (  # these load neither torch nor ray, not even through what they import
     "preprocessing",
     "preparation",
     "lanes",
+    "pictures",
 )
 ORDER = (
     *PLAIN,
@@ -57,6 +58,12 @@ ORDER = (
     "networks.recurrent",
     "networks.rnn",
     "networks.lstm",
+    "networks.drawing",
+    "networks.unet",
+    "networks.flow_matching",
+    "networks.pixels",
+    "networks.vae",
+    "networks.image_generator",
     "networks",  # the table, after its entries
     "job",
     "shards",

@@ -174,15 +174,18 @@ BAD_FILES = {
     ),
     "no kind": (
         "data: {train: x}\nnetwork: {}\n",
-        ["2:1: network.kind: required key is missing: one of 'cnn', 'feedforward', 'lstm', 'rnn'"],
+        ["2:1: network.kind: required key is missing: one of 'cnn', 'feedforward', 'image_generator', 'lstm', 'rnn'"],
     ),
     "wrong kind": (
         "data: {train: x}\nnetwork: {kind: cn}\n",
-        ["2:17: network.kind = 'cn': must be one of 'cnn', 'feedforward', 'lstm', 'rnn'. Did you mean 'cnn'?"],
+        [
+            "2:17: network.kind = 'cn': must be one of 'cnn', 'feedforward', 'image_generator', 'lstm', 'rnn'. "
+            "Did you mean 'cnn'?"
+        ],
     ),
     "number for kind": (
         "data: {train: x}\nnetwork: {kind: 3}\n",
-        ["2:17: network.kind = 3: must be one of 'cnn', 'feedforward', 'lstm', 'rnn'"],
+        ["2:17: network.kind = 3: must be one of 'cnn', 'feedforward', 'image_generator', 'lstm', 'rnn'"],
     ),
     "kind for network": (
         "data: {train: x}\nnetwork: cnn\n",
