@@ -32,7 +32,7 @@ def unet(**fields: int | tuple[int, ...]) -> UNet:
 @pytest.mark.parametrize("patch", [1, 2, 3])
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (6, 4), (7, 8)])
 def test_patches_and_back(patch: int, size: tuple[int, int]) -> None:
-    x_BCHW = torch.randn(2, 3, *size)
+    x_BCHW = torch.randn(2, 3, *size) + 10
     patches = to_patches(x_BCHW, patch)
     assert patches.shape == (2, 3 * patch**2, -(-size[0] // patch), -(-size[1] // patch))
     assert torch.equal(from_patches(patches, patch, size), x_BCHW)
@@ -53,13 +53,6 @@ def test_every_size(patch: int, size: tuple[int, int]) -> None:
 def test_a_fresh_network_gives_zero() -> None:
     model = UNet(2, MapSettings(channels=(6, 8)), True, 5, 0.0, itertools.count())
     assert not model(torch.randn(3, 2, 6, 6), torch.randn(3, 5)).any()
-
-
-def test_every_pixel_sees_all_others_through_attention() -> None:
-    x_BCHW = torch.randn(1, 2, 16, 16, dtype=torch.float64, requires_grad=True)
-    unet()(x_BCHW, torch.randn(1, 5, dtype=torch.float64))[0, 0, 0, 0].backward()
-    assert x_BCHW.grad is not None
-    assert (x_BCHW.grad != 0).all()
 
 
 def test_attention_is_torchs() -> None:
