@@ -40,6 +40,7 @@ data, worker and trainer, `wandb` in tracking alone.
     series.py          tables of series: sorted, split by time, cut into windows
     forecast.py        which steps are to be predicted from which, as tables
     lanes.py           which rows a global batch holds, whatever the number of workers
+    pictures.py        pictures as PNG files
     randomness.py      random numbers as a function of seed, epoch, row and place
     collectives.py     what the workers of one run do together
     regularization.py  every knob against overfitting, in one table for all networks

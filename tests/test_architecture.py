@@ -51,6 +51,7 @@ PLAIN = (  # these load neither torch nor ray, not even through what they import
     "series",
     "forecast",
     "lanes",
+    "pictures",
 )
 ORDER = (
     *PLAIN,
@@ -72,6 +73,12 @@ ORDER = (
     "networks.text_generator",
     "networks.custom",
     "networks.forecasting",
+    "networks.drawing",
+    "networks.unet",
+    "networks.flow_matching",
+    "networks.pixels",
+    "networks.vae",
+    "networks.image_generator",
     "networks",  # the table, after its entries
     "generation",
     "job",

@@ -1,7 +1,8 @@
 """Who learns: one file per type (settings, module), named in this table.
 
 A network is an `nn.Module` whose forward takes a batch (columns by name, `[B, ...]`) and the rows' random keys, and
-gives outputs `[B, K]`: logits of K classes, or one standardized value. `build` makes it for an `InputSpec`.
+gives outputs `[B, K]`: logits of K classes, or one standardized value; a generator of images gives its losses. `build`
+makes it for an `InputSpec`.
 """
 
 from __future__ import annotations
@@ -14,17 +15,24 @@ from pydantic import Field
 from torch import nn
 
 from raynn.metrics import Task
-from raynn.networks import cnn, custom, feedforward, lstm, rnn, text_generator
+from raynn.networks import cnn, custom, feedforward, image_generator, lstm, rnn, text_generator
 from raynn.networks.cnn import CnnSettings
 from raynn.networks.custom import CustomSettings
 from raynn.networks.feedforward import FeedforwardSettings
+from raynn.networks.image_generator import ImageGeneratorSettings
 from raynn.networks.lstm import LstmSettings
 from raynn.networks.rnn import RnnSettings
 from raynn.networks.text_generator import TextGeneratorSettings
 from raynn.settings import Settings
 
 NetworkSettings = Annotated[
-    FeedforwardSettings | CnnSettings | RnnSettings | LstmSettings | TextGeneratorSettings | CustomSettings,
+    FeedforwardSettings
+    | CnnSettings
+    | RnnSettings
+    | LstmSettings
+    | ImageGeneratorSettings
+    | TextGeneratorSettings
+    | CustomSettings,
     Field(discriminator="kind"),
 ]
 
@@ -82,6 +90,15 @@ NETWORKS: dict[str, NetworkSpec] = {
         needs=("sequence",),
         any_length=True,
         defaults=RECURRENT_DEFAULTS,
+    ),
+    "image_generator": NetworkSpec(
+        description="draws images like those it was shown, by class if asked: flow matching or variational autoencoder",
+        settings=ImageGeneratorSettings,
+        build=image_generator.build,
+        tasks=("image_generation",),
+        inputs=("image",),
+        needs=("image",),
+        defaults={"regularization": {"weight_decay": 1e-2, "gradient_clip_norm": 1.0}},
     ),
     "text_generator": NetworkSpec(
         description="language model that writes text: a causal transformer, or an LSTM",
