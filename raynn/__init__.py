@@ -33,6 +33,7 @@ data, worker and trainer, `wandb` in tracking alone.
     encodings.py       cleaned columns to the numbers a network reads
     ragged.py          sequences of different lengths, one after the other
     preprocessing.py   fitted on the training split, saved as JSON with the model
+    encoded.py         encoded examples in blocks, and the pieces that a worker takes
     preparation.py     from sources to encoded blocks: read, clean, split, fit, encode
     windows.py         windows of steps, cut lazily
     corpus.py          text to learn a language from: its tail held out, windows of tokens
@@ -66,6 +67,7 @@ data, worker and trainer, `wandb` in tracking alone.
     image_quality.py   generated images against real ones, seen by a trained CNN
     prediction.py      a source predicted to a file, here or over Ray Data
     export.py          the network for other programs
+    samples.py         new texts and images from a trained generator
     check.py           what a machine, a job and raynn itself hold, said before training
     cli.py             the commands
 """

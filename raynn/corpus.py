@@ -24,21 +24,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raynn.columns import ColumnSpec, family_of, infer_columns
+from raynn.encoded import Blocks
 from raynn.encodings import TextEncoding, fit_text
 from raynn.errors import DataError, JobError
 from raynn.fragments import Fragment, schema_of
 from raynn.metrics import Task
-from raynn.preparation import (
-    BLOCK,
-    Blocks,
-    Driver,
-    Prepared,
-    ReadPlan,
-    ReadRows,
-    Understood,
-    read_rows,
-    sample_of,
-)
+from raynn.preparation import BLOCK, Driver, Prepared, ReadPlan, ReadRows, Understood, read_rows, sample_of
 from raynn.preprocessing import InputSpec, Preprocessing
 from raynn.ragged import Ragged
 from raynn.sources import ColumnSplit, DataSettings, TimeSplit, find_sources

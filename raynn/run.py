@@ -19,6 +19,7 @@ from raynn.batches import evaluation_batches
 from raynn.cleaning import clean
 from raynn.collectives import Workers
 from raynn.corpus import encoding_of, scored_characters, scored_source, scoring_windows
+from raynn.encoded import shaped_arrays
 from raynn.errors import DataError, RunError
 from raynn.folder import check_run, read_result
 from raynn.forecast import Horizons, after_the_end, free_name, named, reading_plan, within
@@ -26,15 +27,7 @@ from raynn.fragments import BadRow, Fragment
 from raynn.job import Job
 from raynn.loop import evaluate_shard, evaluation_batch_rows, precision
 from raynn.objectives import token_losses, with_split
-from raynn.preparation import (
-    LocalDriver,
-    Prepared,
-    ReadPlan,
-    Understood,
-    bad_rows_of,
-    described,
-    shaped_arrays,
-)
+from raynn.preparation import LocalDriver, Prepared, ReadPlan, Understood, bad_rows_of, described
 from raynn.preprocessing import Preprocessing
 from raynn.ragged import Ragged
 from raynn.series import Steps, encode_steps, plan_of_data, plan_windows, read_steps, sorted_steps, split_steps

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raynn.preparation import Blocks
+from raynn.encoded import Blocks
 from raynn.preprocessing import InputSpec, arrays
 from raynn.ragged import Ragged
 

@@ -44,6 +44,7 @@ PLAIN = (  # these load neither torch nor ray, not even through what they import
     "encodings",
     "ragged",
     "preprocessing",
+    "encoded",
     "preparation",
     "windows",
     "corpus",
@@ -97,6 +98,7 @@ ORDER = (
     "image_quality",
     "prediction",
     "export",
+    "samples",
     "check",
     "",  # raynn/__init__.py, the public names
     "cli",
