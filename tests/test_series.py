@@ -154,7 +154,7 @@ def test_normalization_is_that_of_training_steps_alone(tmp_path: Path) -> None:
     height_S = table["height"].to_numpy()[:70]
     assert (encoding.mean, encoding.std) == (pytest.approx(height_S.mean()), pytest.approx(height_S.std()))
     np.testing.assert_array_equal(windows(one, TRAIN, "numeric"), windows(two, TRAIN, "numeric"))
-    assert one.preprocessing.input_spec.cardinalities == (3,), "unknown, clear, cloudy"
+    assert one.preprocessing.input_spec.cardinalities == (2, 3), "station, sky; each with the unknown"
 
 
 def test_evaluation_windows_read_what_lies_before_their_split(tmp_path: Path) -> None:
