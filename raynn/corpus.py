@@ -155,7 +155,7 @@ def prepare_corpus(understood: Understood, driver: Driver, preprocessing: Prepro
         scoring_windows(*texts.runs(VALIDATION), window),
         scoring_windows(*texts.runs(TEST), window),
     )
-    _check_windows(windows, texts, plan.settings)
+    _check_windows(windows, plan.settings)
     tokenizer = encoding_of(preprocessing).tokenizer
     split_D = np.where(cuts_D3.any(1), cuts_D3.argmax(1), EXCLUDED).astype(np.uint8)
     return Prepared(
@@ -454,14 +454,14 @@ def _window(texts: Texts, settings: DataSettings) -> int:
     return settings.window or min(DEFAULT_WINDOW, longest - 1)
 
 
-def _check_windows(windows: Sequence[WindowPlan], texts: Texts, settings: DataSettings) -> None:
+def _check_windows(windows: Sequence[WindowPlan], settings: DataSettings) -> None:
     """Every split that was asked for has a token to predict."""
     wanted = {TRAIN: settings.train, VALIDATION: settings.validation, TEST: settings.test}
     for split, plan in enumerate(windows):
         if wanted[split] is not None and not len(plan):
             raise DataError(
-                f"data.{NAMES[split]} has {texts.tokens(split)} tokens and no document of two or more: the first of a "
-                "document cannot be predicted; give longer texts, or a larger fraction"
+                f"data.{NAMES[split]}: none of its documents has two tokens, and the first of a document cannot be "
+                "predicted; give longer texts, or a larger fraction"
             )
 
 

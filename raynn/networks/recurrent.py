@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -22,6 +22,7 @@ from raynn.settings import Settings
 
 Width = Annotated[int, Field(ge=1)]
 Cell = Callable[[int], nn.RNNBase]  # one layer, for inputs of that width
+States = tuple[Any, ...]  # of each layer after the tokens read; None before the first
 
 
 class RecurrentSettings(Settings):
@@ -99,7 +100,7 @@ class RecurrentLanguageModel(nn.Module):
     section 2, with embeddings and several layers).
 
     Dropout silences a feature of a row at all steps alike, as above. Padding stands behind a text, where no token that
-    is scored looks.
+    is scored looks. `start` and `step` continue texts.
     """
 
     def __init__(
@@ -119,13 +120,26 @@ class RecurrentLanguageModel(nn.Module):
 
     def forward(self, batch: Batch, key_B: Tensor | None = None) -> Tensor:
         """Logits [B, T, V] of the token after each of the first T of `tokens` [B, T + 1]."""
-        x_BTH = _over_steps(self.input_dropout, self.embedding(batch["tokens"][:, :-1].long()), key_B)
+        return self._run(batch["tokens"][:, :-1], key_B, self.start(len(batch["tokens"])))[0]
+
+    def start(self, num_rows: int) -> States:
+        """The state of texts of which nothing has been read."""
+        return (None,) * len(self.layers)
+
+    def step(self, tokens_BT: Tensor, state: States) -> tuple[Tensor, States]:
+        """Logits [B, T, V] of what comes after each of the next tokens, and the state after them."""
+        return self._run(tokens_BT, None, state)
+
+    def _run(self, tokens_BT: Tensor, key_B: Tensor | None, before: States) -> tuple[Tensor, States]:
+        x_BTH = _over_steps(self.input_dropout, self.embedding(tokens_BT), key_B)
+        after = []
         # float32 whatever the precision: rounding errors add up over the steps
         with torch.autocast(x_BTH.device.type, enabled=False):
-            for layer, dropout in zip(self.layers, self.dropouts, strict=True):
-                x_BTH, _ = layer(x_BTH)
+            for layer, dropout, state in zip(self.layers, self.dropouts, before, strict=True):
+                x_BTH, state = layer(x_BTH, state)
                 x_BTH = _over_steps(dropout, x_BTH, key_B)
-        return self.head(x_BTH)
+                after.append(state)
+        return self.head(x_BTH), tuple(after)
 
 
 def build_recurrent(
