@@ -24,6 +24,7 @@ data, worker and trainer, `wandb` in tracking alone.
     folder.py          the run folder: claimed, described, found again
     tracking.py        metrics.jsonl always, Weights & Biases when asked
     columns.py         WHAT columns are: numeric, categorical, date, image, sequence
+    tokens.py          text as bytes, characters, words or subwords, and back
     cleaning.py        raw rows to typed rows, and the reasons of bad ones
     splits.py          WHICH rows train, validate, test
     hashing.py         one hash of 64-bit numbers
@@ -33,6 +34,7 @@ data, worker and trainer, `wandb` in tracking alone.
     preprocessing.py   fitted on the training split, saved as JSON with the model
     preparation.py     from sources to encoded blocks: read, clean, split, fit, encode
     windows.py         windows of steps, cut lazily
+    corpus.py          text to learn a language from: its tail held out, windows of tokens
     draft.py           a first job file for data that were looked at
     lanes.py           which rows a global batch holds, whatever the number of workers
     randomness.py      random numbers as a function of seed, epoch, row and place
@@ -43,6 +45,7 @@ data, worker and trainer, `wandb` in tracking alone.
     objectives.py      losses
     evaluation.py      metrics of a whole split, over all workers
     networks/          WHO learns: one file per type, named in one table
+    generation.py      texts continued by a language model, token by token
     job.py             Job: load, override, fingerprint, schema
     tasks.py           what a job's task asks of its data and its network
     shards.py          a worker's rows as tensors: on the GPU, in memory or on disk
@@ -56,6 +59,7 @@ data, worker and trainer, `wandb` in tracking alone.
     worker.py          what each Ray Train worker runs
     trainer.py         one job, trained: in this process or by Ray Train
     run.py             a run that has ended: open, evaluate, predict rows in memory
+    image_quality.py   generated images against real ones, seen by a trained CNN
     prediction.py      a source predicted to a file, here or over Ray Data
     export.py          the network for other programs
     check.py           what a machine, a job and raynn itself hold, said before training

@@ -75,6 +75,7 @@ def check_job(path: str, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
         "columns": columns,
         "rows": rows,
         "bad_rows": len(prepared.bad_rows),
+        "notes": list(prepared.notes),
         "network": job.network.kind,
         "parameters": parameters,
         "steps_per_epoch": lanes.steps_per_epoch,
@@ -90,6 +91,7 @@ def check_job(path: str, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
         lines.append(f"  {name:<{width}}  {role:<16}  {spec['reason']}".rstrip())
     lines += [
         f"{split_summary(prepared)}, {len(prepared.bad_rows)} bad",
+        *prepared.notes,
         f"{job.network.kind} with {parameters:,} parameters; {lanes.steps_per_epoch} steps an epoch of "
         f"{job.optimization.global_batch_size} rows, from {lanes.count} lanes",
         f"nothing would stop it; next: {shlex.join(['raynn', 'train', path, *overrides])}",

@@ -56,6 +56,7 @@ def clean(
         image        fixed_size_list<uint8>[C * H * W], channels first; bad rows are zeros
         sequence     fixed_size_list<float32>[T * C], bad rows are zeros; where T is 0, that is lengths may differ,
                      list<float32> of steps * C values, bad rows are empty
+        text         string; missing text is null, and no bad row
         target       float64, int64 or string; missing, NaN and infinite targets make a bad row
 
     Raises:
@@ -253,6 +254,10 @@ def _fixed_size_lists(values: NDArray[Any]) -> Any:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), size)
 
 
+def _clean_texts(column: Any, spec: ColumnSpec, settings: DataSettings) -> Cleaned:
+    return pc.cast(column, pa.string()), []
+
+
 def _clean_target(column: Any, spec: ColumnSpec, settings: DataSettings) -> Cleaned:
     if spec.kind == "categorical":
         values, bad = _clean_categories(column, spec, settings)
@@ -275,4 +280,5 @@ _CLEANERS: dict[ColumnKind, Callable[[Any, ColumnSpec, DataSettings], Cleaned]] 
     "date": _clean_dates,
     "image": _clean_images,
     "sequence": _clean_sequences,
+    "text": _clean_texts,
 }

@@ -1,4 +1,4 @@
-"""WHAT columns are: numeric, categorical, date, image or sequence, from a schema and a sample; `data.columns` wins.
+"""WHAT columns are: numbers, categories, dates, images, sequences, text: by schema and sample; `data.columns` wins.
 
 Shapes: C channels, H height, W width, T time steps.
 """
@@ -162,11 +162,6 @@ def _feature(name: str, column: pa.ChunkedArray, settings: DataSettings) -> Colu
     kind, reason = (declared, "declared in data.columns") if declared else _inferred(name, column)
     if kind == "ignore" and family_of(column.type) == "other" and name in (settings.features or ()):
         raise DataError(f"data.features names {name!r}: {reason}; take it out, or convert the column")
-    if kind == "text":
-        raise DataError(
-            f"column {name!r} is text ({reason}), and networks take numeric, categorical, date, image and sequence "
-            f"columns; set `data.columns: {{{name}: categorical}}` or `ignore`"
-        )
     return _spec(name, kind, reason, column, settings)
 
 

@@ -36,6 +36,7 @@ from raynn.summaries import (
     numbers,
     steps,
 )
+from raynn.tokens import TextSummary, Tokenizer, fit_tokenizer
 
 Scaling = Literal["standard", "quantile"]
 Label = bool | int | float | str
@@ -193,7 +194,21 @@ class SequenceEncoding:
         return z_SC
 
 
-Encoding = NumericEncoding | DateEncoding | CategoricalEncoding | ImageEncoding | SequenceEncoding
+@dataclass(frozen=True)
+class TextEncoding:
+    """The first `max_tokens` tokens of a text, all of them where that is None."""
+
+    tokenizer: Tokenizer
+    max_tokens: int | None = None
+    kind: Literal["text"] = "text"
+
+    def __call__(self, column: pa.ChunkedArray) -> pa.LargeListArray:
+        """Lists of int32 tokens [N]; a missing text has none."""
+        lists = self.tokenizer.encode_column(column)
+        return lists if self.max_tokens is None else pc.list_slice(lists, 0, self.max_tokens)
+
+
+Encoding = NumericEncoding | DateEncoding | CategoricalEncoding | ImageEncoding | SequenceEncoding | TextEncoding
 
 
 @dataclass(frozen=True)
@@ -290,6 +305,16 @@ def fit_sequences(summary: SequenceSummary, spec: ColumnSpec) -> SequenceEncodin
         for channel, moments in enumerate(summary.channels)
     ]
     return SequenceEncoding(tuple(scales))
+
+
+def fit_text(summary: TextSummary, spec: ColumnSpec, vocabulary: int, max_tokens: int | None = None) -> TextEncoding:
+    """Encoding of a text column; DataError where the training rows hold none."""
+    if not summary.counts and summary.kind != "bytes":
+        raise DataError(
+            f"column {spec.name!r} holds no text in any training row; fill it in, or set `data.columns: "
+            f"{{{spec.name}: ignore}}`"
+        )
+    return TextEncoding(fit_tokenizer(summary, vocabulary), max_tokens)
 
 
 def fit_classes(summary: TargetSummary, name: str) -> ClassEncoding:

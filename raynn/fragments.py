@@ -22,7 +22,7 @@ from pyarrow.fs import FileSystem, FSSpecHandler, LocalFileSystem, PyFileSystem
 from raynn.catalog import load_dataset
 from raynn.errors import DataError, did_you_mean
 
-Format = Literal["parquet", "csv", "jsonl", "image_folder", "catalog"]
+Format = Literal["parquet", "csv", "jsonl", "text", "image_folder", "catalog"]
 
 MISSING = ("", *"? NA N/A n/a #N/A <NA> NaN nan NULL null None none".split())  # CSV cells that are nulls
 LINE_BYTES = 16 << 20  # of JSON lines, the longest line
@@ -31,22 +31,25 @@ HEAD_BYTES = 4 << 20  # of a text file, read to see what its columns are
 
 @dataclass(frozen=True)
 class Fragment:
-    """A run of rows of one file, or up to 1,024 files of an image folder. Small and picklable."""
+    """A run of rows of one file, up to 1,024 files of a folder of images or texts, or a part of one text. Small and
+    picklable.
+    """
 
     source: str  # what the user wrote
-    path: str  # file or image folder within its file system, or "catalog:digits"
+    path: str  # file, or folder of images or texts, within its file system; or "catalog:digits"
     format: Format
     file_system: str = ""  # a URL of the file system; "" is the local one
     row_group: int = 0  # Parquet
-    start: int = 0  # rows start .. stop of the row group or data set; None: to the end
+    start: int = 0  # rows of the row group or data set, or bytes of the one text, start .. stop; None: to the end
     stop: int | None = None
-    files: tuple[str, ...] = ()  # image folder: paths below `path`, "class_name/photo.png"
+    files: tuple[str, ...] = ()  # images and texts: paths below `path`, "class_name/photo.png"
     first_row: int = 0  # number of the first row within the file, from 0
 
     def locate(self, index: int, dropped: Sequence[BadRow] = ()) -> tuple[str, int]:
         """File and row, from 0, of row `index` of the table read; `dropped` are the bad rows read with it."""
-        if self.format == "image_folder":
-            return f"{self.path}/{self.files[index]}", 0
+        if self.files:
+            gone = {bad.file for bad in dropped}
+            return [path for file in self.files if (path := f"{self.path}/{file}") not in gone][index], 0
         row = self.first_row + index
         for bad in dropped:  # in the order of the file
             row += bad.row <= row
@@ -55,7 +58,7 @@ class Fragment:
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that cannot be used and why; rows count from 0, the header of a CSV file not counted."""
+    """A row that cannot be used and why; rows count from 0, the header of a CSV file not counted. A text is one row."""
 
     file: str
     row: int
@@ -260,6 +263,33 @@ def _json_column(values: list[Any]) -> pa.Array:
         return pa.array([v if v is None or isinstance(v, str) else json.dumps(v) for v in values])
 
 
+def _read_texts(fragment: Fragment, columns: Sequence[str] | None, limit: int | None) -> _Rows:
+    """One row a file, or one of a part of a file; only those of the first 4 MiB when `limit` asks for a few."""
+    file_system, _ = open_file_system(fragment.file_system)
+    rows: dict[str, str] = {}
+    bad_rows: list[BadRow] = []
+    left = None if limit is None else HEAD_BYTES
+    for file in fragment.files[:limit]:
+        path = f"{fragment.path}/{file}"
+        length = left if fragment.stop is None else min(fragment.stop - fragment.start, left or fragment.stop)
+        # only a stream decompresses, and only a file can be read from the middle; what is compressed is never cut
+        opened = file_system.open_input_file if fragment.stop else file_system.open_input_stream
+        with reading(path, "text"), opened(path) as stream:
+            if fragment.start:
+                stream.seek(fragment.start)
+            data = stream.read(length)
+        cut = len(data) == left
+        try:
+            rows[file] = data.decode("utf-8" if fragment.start else "utf-8-sig", "ignore" if cut else "strict")
+        except UnicodeDecodeError as error:
+            place = fragment.start + len(data) - len(error.object) + error.start  # a byte order mark is not in it
+            reason = f"byte {place} (0x{error.object[error.start]:02x}) is not UTF-8"
+            bad_rows.append(BadRow(path, 0, "text", reason))
+        if left is not None and (left := left - len(data)) <= 0:
+            break
+    return pa.table({"document": pa.array(rows, pa.string()), "text": pa.array(rows.values(), pa.string())}), bad_rows
+
+
 def _read_image_folder(fragment: Fragment, columns: Sequence[str] | None, limit: int | None) -> _Rows:
     file_system, _ = open_file_system(fragment.file_system)
 
@@ -287,6 +317,7 @@ _READERS: dict[Format, Callable[[Fragment, Sequence[str] | None, int | None], _R
     "parquet": _read_parquet,
     "csv": _read_csv,
     "jsonl": _read_json_lines,
+    "text": _read_texts,
     "image_folder": _read_image_folder,
     "catalog": _read_catalog,
 }

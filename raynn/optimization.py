@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import ChainMap
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 
+from raynn.errors import JobError
 from raynn.regularization import decayed_and_exempt
 from raynn.settings import Settings
 
@@ -17,7 +19,9 @@ from raynn.settings import Settings
 class OptimizationSettings(Settings):
     """How the weights move."""
 
-    optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
+    optimizer: Annotated[
+        Literal["sgd", "adam", "adamw", "muon"], Field(description="muon: of hidden matrices; adamw of all else")
+    ] = "adamw"
     learning_rate: Annotated[float, Field(gt=0.0, description="the highest the schedule reaches")] = 1e-3
     momentum: Annotated[float, Field(ge=0.0, lt=1.0, description="sgd's, of Nesterov's form")] = 0.9
     schedule: Literal["constant", "cosine", "one_cycle", "plateau"] = "cosine"
@@ -36,18 +40,81 @@ class OptimizationSettings(Settings):
 def build_optimizer(settings: OptimizationSettings, model: nn.Module, weight_decay: float) -> torch.optim.Optimizer:
     """The optimizer, fused: one pass over all parameters. Biases, norms and embeddings are not decayed.
 
-    `adamw` decays weights by learning_rate * weight_decay a step (Loshchilov & Hutter 2019, algorithm 2); `sgd` and
-    `adam` add weight_decay * w to the gradient.
+    `adamw` decays weights by learning_rate * weight_decay a step (Loshchilov & Hutter 2019, algorithm 2), and so does
+    `muon`; `sgd` and `adam` add weight_decay * w to the gradient.
+
+    Raises:
+        JobError: a version of torch without Muon.
     """
     decayed, exempt = decayed_and_exempt(model)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": exempt, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
     rate = settings.learning_rate
+    if settings.optimizer == "muon":
+        hidden = _hidden_matrices(model)
+        groups[0]["params"] = [p for p in decayed if p not in hidden]
+        return MuonAndAdamW([p for p in decayed if p in hidden], _filled(groups), rate, weight_decay)
     if settings.optimizer == "sgd":
         nesterov = settings.momentum > 0
-        return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, nesterov=nesterov, fused=True)
+        return torch.optim.SGD(_filled(groups), lr=rate, momentum=settings.momentum, nesterov=nesterov, fused=True)
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
-    return kind(groups, lr=rate, fused=True)
+    return kind(_filled(groups), lr=rate, fused=True)
+
+
+def _filled(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [group for group in groups if group["params"]]
+
+
+def _hidden_matrices(model: nn.Module) -> set[nn.Parameter]:
+    """The two-dimensional weights between hidden features: not those that read tokens or write outputs (`head`)."""
+    heads = {p for name, module in model.named_modules() if name.endswith("head") for p in module.parameters()}
+    return {p for p in decayed_and_exempt(model)[0] if p.dim() == 2} - heads
+
+
+class MuonAndAdamW(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) for matrices between hidden features, AdamW for everything else, as one optimizer.
+
+    A matrix moves by its momentum's gradient orthogonalized, scaled to the root mean square of an AdamW step (Liu et
+    al. 2025, eq. 4), so that one learning rate serves both. Orthogonalizing is done in 16 bits: numbers of workers
+    agree to some thousandths of a step, not to rounding in 32.
+
+    Raises:
+        JobError: a version of torch without Muon.
+    """
+
+    def __init__(
+        self, matrices: list[nn.Parameter], rest: list[dict[str, Any]], lr: float, weight_decay: float
+    ) -> None:
+        if not hasattr(torch.optim, "Muon"):
+            raise JobError(
+                f"optimization.optimizer = 'muon' needs torch 2.9 or newer, and this is {torch.__version__}; "
+                "install it, or use adamw"
+            )
+        self.parts: list[torch.optim.Optimizer] = []
+        if matrices:
+            scale = "match_rms_adamw"
+            self.parts.append(torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn=scale))
+        if rest:
+            self.parts.append(torch.optim.AdamW(rest, lr=lr, fused=True))
+        super().__init__([group for part in self.parts for group in part.param_groups], {})
+        # the parts' own groups and states: what is set here is set there
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+        self.state = ChainMap(*(part.state for part in self.parts))  # type: ignore[assignment]
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step of both."""
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both states."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the place of what `state_dict` gave."""
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+        self.state = ChainMap(*(part.state for part in self.parts))  # type: ignore[assignment]
 
 
 def learning_rate(settings: OptimizationSettings, step: int, total_steps: int, num_reductions: int = 0) -> float:

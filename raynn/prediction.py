@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from raynn.cleaning import ShapeError
+from raynn.corpus import cut_texts
 from raynn.errors import DataError
 from raynn.folder import write_bad_rows
 from raynn.fragments import BadRow, Fragment, read_fragment
 from raynn.preparation import described
 from raynn.progress import Counter
-from raynn.run import SPLITS, Run, open_run
+from raynn.run import SPLITS, Run, SplitRows, open_run
 from raynn.sources import find_fragments
 
 BAD = "__bad__"  # column of bad rows as JSON, in a fragment's first row
@@ -49,8 +49,9 @@ def predict(run: str | Path, data: str, out: str | Path, *, workers: int = 1, qu
     weights = folder / "model" / "weights.safetensors"
     version = weights.stat().st_mtime_ns if weights.exists() else 0
     opened = _opened(folder, version)
-    fragments, rows = opened.rows_of_split(data) if data in SPLITS else (find_fragments(data, Path()), None)
-    predict_one = _FragmentPrediction(folder, version, rows)
+    chosen = opened.rows_of_split(data) if data in SPLITS else None
+    fragments = find_fragments(data, Path()) if chosen is None else chosen.fragments
+    predict_one = _FragmentPrediction(folder, version, chosen)
     tables: Iterator[pa.Table] = (predict_one(index, fragment) for index, fragment in enumerate(fragments))
     if workers > 1 or os.environ.get("RAY_ADDRESS"):
         from raynn.data import mapped_over_cluster
@@ -85,20 +86,26 @@ class _FragmentPrediction:
 
     folder: Path
     version: int  # when the weights were written, ns: a folder may be trained anew
-    rows: tuple[NDArray[np.int64], ...] | None  # per fragment, where a split is asked for
+    chosen: SplitRows | None  # where a split is asked for
 
     def __call__(self, index: int, fragment: Fragment) -> pa.Table:
         """Raw rows with prediction columns, and the bad rows as JSON in the column BAD."""
         table, unread = read_fragment(fragment)
-        rows = np.arange(table.num_rows) if self.rows is None else self.rows[index]
-        if self.rows is not None:
+        run = _opened(self.folder, self.version)
+        rows = np.arange(table.num_rows)
+        if self.chosen is not None:
+            rows = self.chosen.rows[index]
             table = table.take(pa.array(rows))
+            if self.chosen.characters is not None:
+                place = table.column_names.index(run.preprocessing.features[0].name)
+                text = cut_texts(table[place], np.arange(len(rows)), *self.chosen.characters[index].T)
+                table = table.set_column(place, table.column_names[place], text)
         try:
-            predicted, found = _opened(self.folder, self.version).predicted(table)
+            predicted, found = run.predicted(table)
         except ShapeError as error:
             raise error.located(*fragment.locate(int(rows[error.row]), unread)) from None
         bad = [BadRow(*fragment.locate(int(rows[row]), unread), column, reason) for row, column, reason in found]
-        if self.rows is None:  # a row that could not be read belongs to no split
+        if self.chosen is None:  # a row that could not be read belongs to no split
             bad = sorted([*unread, *bad], key=lambda row: (row.file, row.row))
         if bad and not predicted.num_rows:
             raise DataError(f"no row could be read; the first: {described(bad[0])}")

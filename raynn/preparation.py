@@ -32,8 +32,9 @@ from raynn.fragments import BadRow, Fragment, read_fragment, sample_rows, schema
 from raynn.metrics import Task
 from raynn.preprocessing import InputSpec, Preprocessing, Summary, arrays, fit, summarize
 from raynn.ragged import Ragged
-from raynn.sources import ColumnSplit, DataSettings, find_fragments
+from raynn.sources import ColumnSplit, DataSettings, find_sources
 from raynn.splits import NAMES, TRAIN, assign_splits
+from raynn.tokens import TokenKind
 
 # Columns that cleaning adds beside the data's own.
 BLOCK = "__block__"  # int32, the fragment's number
@@ -103,7 +104,7 @@ class ReadPlan:
             raise error.located(*fragment.locate(error.row, unread)) from None
         cleaned = self._extra_as_text(cleaned)
         if unread and not cleaned.num_rows:
-            raise DataError(f"{fragment.path}: no row could be read; {unread[0].reason}")
+            raise DataError(f"no row could be read; the first: {described(unread[0])}")
         reasons: list[str | None] = [None] * cleaned.num_rows
         for row, column, reason in bad:
             file, number = fragment.locate(row, unread)
@@ -215,6 +216,10 @@ class Prepared:
     splits: tuple[NDArray[np.uint8], ...]  # of every row of each fragment
     bad_rows: tuple[BadRow, ...]
     num_source_rows: int
+    notes: tuple[str, ...] = ()  # what else is said before training
+    cuts: tuple[
+        NDArray[np.int64], ...
+    ] = ()  # of a corpus: characters of every row in each split [rows, 3], by fragment
 
 
 @dataclass(frozen=True)
@@ -267,18 +272,8 @@ def understand(
     Raises:
         DataError: a source, a column or a target is not there, or of a kind that cannot be.
     """
-    fragments = list(find_fragments(settings.train, folder))
-    roles = [0] * len(fragments)
-    for role, source in ((1, settings.validation), (2, settings.test)):
-        if isinstance(source, (str, tuple)):
-            more = find_fragments(source, folder)
-            fragments += more
-            roles += [role] * len(more)
-    alike = [f for f, role in zip(fragments, roles, strict=True) if role == 0 and f.format == fragments[0].format]
-    try:
-        sample = sample_rows(alike, SAMPLE_ROWS)
-    except pa.ArrowTypeError:  # files that differ in a column's type: each is read as the first says
-        sample = sample_rows(alike[:1], SAMPLE_ROWS)
+    fragments, roles = find_sources(settings, folder)
+    sample = sample_of(fragments, roles)
     features, targets = infer_columns(schema_of(fragments), sample, settings, kinds)
     if needs_features:
         require_features(features, settings)
@@ -286,7 +281,16 @@ def understand(
         features = tuple(replace(f, shape=(0, f.shape[1])) if f.kind == "sequence" else f for f in features)
     splits = [s.column for s in (settings.validation, settings.test) if isinstance(s, ColumnSplit)]
     beside = dict.fromkeys([*extra, *([settings.group] if settings.group else []), *splits])
-    return Understood(ReadPlan(settings, features, targets, tuple(beside)), tuple(fragments), tuple(roles))
+    return Understood(ReadPlan(settings, features, targets, tuple(beside)), fragments, roles)
+
+
+def sample_of(fragments: Sequence[Fragment], roles: Sequence[int]) -> pa.Table:
+    """The first rows of the training source, of the files that have its first file's format."""
+    alike = [f for f, role in zip(fragments, roles, strict=True) if role == 0 and f.format == fragments[0].format]
+    try:
+        return sample_rows(alike, SAMPLE_ROWS)
+    except pa.ArrowTypeError:  # files that differ in a column's type: each is read as the first says
+        return sample_rows(alike[:1], SAMPLE_ROWS)
 
 
 def prepare(
@@ -359,7 +363,13 @@ def fitted_on(
     """Preprocessing of a split's rows; `parts` are the splits of every row of each block."""
     offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
     summary_of = partial(
-        _summary_block, parts=parts, split=split, offsets=offsets, features=plan.features, targets=plan.targets
+        _summary_block,
+        parts=parts,
+        split=split,
+        offsets=offsets,
+        features=plan.features,
+        targets=plan.targets,
+        tokens=plan.settings.tokens or "words",
     )
     summaries = [_unpickled(table) for table in driver.tables(driver.map(blocks, summary_of))]
     return fit((s for s in summaries if s is not None), plan.features, plan.targets, task, plan.settings)
@@ -408,13 +418,14 @@ def _summary_block(
     offsets: NDArray[np.int64],
     features: tuple[ColumnSpec, ...],
     targets: tuple[ColumnSpec, ...],
+    tokens: TokenKind,
 ) -> pa.Table:
     """One row: the pickled summary of a block's rows of a split, or null where it has none."""
     index, splits = _block_part(table, parts)
     rows = np.flatnonzero(splits == split)
     summary = None
     if len(rows):
-        summary = pickle.dumps(summarize(_taken(table, rows), features, targets, rows + offsets[index]))
+        summary = pickle.dumps(summarize(_taken(table, rows), features, targets, rows + offsets[index], tokens))
     return pa.table({"summary": pa.array([summary], pa.large_binary())})
 
 
@@ -485,4 +496,4 @@ def _enough(fraction: float) -> float:
 def split_summary(prepared: Prepared) -> str:
     """`1,437 train, 180 validation, 180 test rows`."""
     parts = [f"{prepared.encoded.num_rows(split):,} {name}" for split, name in NAMES.items()]
-    return ", ".join(parts) + " rows"
+    return ", ".join(parts) + (" windows" if prepared.task in ("forecasting", "language_modeling") else " rows")

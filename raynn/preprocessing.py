@@ -30,12 +30,14 @@ from raynn.encodings import (
     NumericEncoding,
     SequenceEncoding,
     TargetEncoding,
+    TextEncoding,
     ValueEncoding,
     fit_categories,
     fit_classes,
     fit_images,
     fit_number,
     fit_sequences,
+    fit_text,
     fit_value,
     shown,
 )
@@ -47,6 +49,7 @@ from raynn.summaries import (
     CategoricalSummary,
     ImageSummary,
     NumericSummary,
+    SequenceSummary,
     Summary,
     matrix,
     merge,
@@ -99,6 +102,7 @@ class Preprocessing:
     encodings: tuple[Encoding, ...]
     targets: tuple[ColumnSpec, ...]
     target_encodings: tuple[TargetEncoding, ...]
+    window: int = 0  # language modeling: tokens that are read at once
 
     def to_json(self) -> str:
         """All of it; floats are written so that they read back to the same bits."""
@@ -120,10 +124,10 @@ class Preprocessing:
         )
 
     def encode(self, table: pa.Table, with_target: bool = False) -> pa.Table:
-        """Cleaned rows as numbers: those columns of `numeric` float32[F], `categorical` int64[C],
-        `image` uint8[C*H*W], `sequence` float32[T*C] (a list of any length where T is 0) and `target` (int64 class
-        index, or float32 standardized; of a forecast float32[K], 0 where missing) that there are.
-        Equal bits whether a table is encoded whole or in pieces.
+        """Cleaned rows as numbers: columns `numeric` float32[F], `categorical` int64[C],
+        `image` uint8[C*H*W], `sequence` float32[T*C] (a list of any length where T is 0), `tokens` (a list of int32),
+        `target` (int64 class index, or float32 standardized; of a forecast float32[K], 0 where missing): those that
+        there are. Equal bits whether a table is encoded whole or in pieces.
 
         DataError when a column is missing, or a target's label was not among the training rows.
         """
@@ -142,6 +146,8 @@ class Preprocessing:
                 column = table[spec.name]
                 ragged = spec.shape[0] == 0
                 columns["sequence"] = encoding.ragged(column) if ragged else _fixed_size_list(encoding(column))
+            if isinstance(encoding, TextEncoding):
+                columns["tokens"] = encoding(table[spec.name])
         if with_target and self.task == "forecasting":
             columns["target"] = _fixed_size_list(self._encode_series(table))
         elif with_target and self.targets:
@@ -155,7 +161,7 @@ class Preprocessing:
     @property
     def input_spec(self) -> InputSpec:
         """What the network must know."""
-        fields: dict[str, Any] = {}
+        fields: dict[str, Any] = {"window": self.window}
         bins: list[tuple[float, ...]] = []
         cardinalities = []
         for spec, encoding in self._pairs():
@@ -165,6 +171,8 @@ class Preprocessing:
                 cardinalities.append(len(encoding.categories) + 1)
             elif isinstance(encoding, ImageEncoding):
                 fields |= {"image_CHW": spec.shape, "image_mean": encoding.mean, "image_std": encoding.std}
+            elif isinstance(encoding, TextEncoding):
+                fields["vocabulary_size"] = encoding.tokenizer.vocabulary_size
             else:
                 fields["sequence_TC"] = spec.shape
         values = [e for e in self.target_encodings if isinstance(e, ValueEncoding)]
@@ -257,8 +265,8 @@ def fit(
 ) -> Preprocessing:
     """Preprocessing of the training rows that `summaries` describe, in the order of their fragments.
 
-    DataError when there are no rows, no features, two image or two sequence columns, one class, or a target
-    or column that cannot be scaled.
+    DataError when there are no rows, no features, two image, sequence or text columns, one class, or a target or column
+    that cannot be scaled.
     """
     used = tuple(spec for spec in features if spec.kind != "ignore")
     _check_features(used)
@@ -277,8 +285,10 @@ def fit(
             encodings.append(fit_categories(summary))
         elif isinstance(summary, ImageSummary):
             encodings.append(fit_images(summary))
-        else:
+        elif isinstance(summary, SequenceSummary):
             encodings.append(fit_sequences(summary, spec))
+        else:
+            encodings.append(fit_text(summary, spec, settings.vocabulary, settings.max_tokens))
     return Preprocessing(task, used, tuple(encodings), tuple(targets), target_encodings)
 
 
@@ -305,7 +315,7 @@ def _check_features(features: Sequence[ColumnSpec]) -> None:
             "data.features leaves no column to learn from: all are ignored, or there is only the target; "
             "name some in `data.features`, or override their kind in `data.columns`"
         )
-    for kind in ("image", "sequence"):
+    for kind in ("image", "sequence", "text"):
         names = [spec.name for spec in features if spec.kind == kind]
         if len(names) > 1:
             raise DataError(

@@ -1,7 +1,7 @@
 """Random numbers as a function of (seed, epoch, row, place): counter-based, so that they do not depend on how rows are
 dealt to workers, need no state in a checkpoint, and are the same on resume.
 
-Shapes: B rows of a batch, N random numbers a row.
+Shapes: B rows of a batch, N random numbers a row, T positions of a row.
 """
 
 from __future__ import annotations
@@ -27,12 +27,26 @@ def column_salts(place: int, num: int) -> Tensor:
 
 
 def random_bits(key_B: Tensor, salt_N: Tensor) -> Tensor:
-    """Uniform 31-bit integers [B, N] (int32, 0 .. 2**31 - 1) from keys and salts.
+    """Uniform 31-bit integers [B, N] (int32, 0 .. 2**31 - 1) from keys and salts."""
+    return _mixed(key_B, salt_N) & 0x7FFFFFFF
 
-    The mixer is the `lowbias32` hash (C. Wellons, "Prospecting for hash functions", 2018) on key xor salt; int32
-    products wrap as unsigned ones do, and the masks make arithmetic shifts logical.
+
+def random_bytes(key_B: Tensor, salt_N: Tensor) -> Tensor:
+    """Uniform bytes [B, 4 N] (uint8, 0 .. 255) from keys and salts: four for the price of one."""
+    return _mixed(key_B, salt_N).view(torch.uint8)
+
+
+def position_keys(key_B: Tensor, num_positions: int, first: int = 0) -> Tensor:
+    """A key of its own (0 .. 2**31 - 1) for every row and position, from position `first` on [B, T]."""
+    place_T = torch.arange(first, first + num_positions, dtype=torch.int32, device=key_B.device)
+    return random_bits(key_B, place_T * -0x61C88647)  # 2**32 over the golden ratio, as a signed number
+
+
+def _mixed(key_B: Tensor, salt_N: Tensor) -> Tensor:
+    """32 bits [B, N] (int32): the `lowbias32` hash (C. Wellons, "Prospecting for hash functions", 2018) of key xor
+    salt. int32 products wrap as unsigned ones do, and the masks make arithmetic shifts logical.
     """
     x = key_B[:, None] ^ salt_N[None, :]
     x = (x ^ ((x >> 16) & 0xFFFF)) * 0x7FEB352D
     x = (x ^ ((x >> 15) & 0x1FFFF)) * -0x7B935975  # 0x846CA68B as a signed number
-    return (x ^ ((x >> 16) & 0xFFFF)) & 0x7FFFFFFF
+    return x ^ ((x >> 16) & 0xFFFF)

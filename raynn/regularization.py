@@ -1,6 +1,6 @@
 """Every knob against overfitting, in one table for all networks: the `regularization` section.
 
-Shapes: B rows of a batch, C channels, H features.
+Shapes: B rows of a batch, T positions of a row, C channels, H features.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raynn.randomness import column_salts, random_bits
+from raynn.randomness import column_salts, position_keys, random_bits, random_bytes
 from raynn.settings import Settings
 
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -61,6 +61,28 @@ class Dropout(nn.Module):
         keep_BH = random_bits(key_B, self.salt_H) >= int(self.p * 2**31)
         scale_BH = keep_BH.to(x.dtype).mul_(1.0 / (1.0 - self.p))
         return x * scale_BH.reshape(*scale_BH.shape, *([1] * (x.dim() - 2)))
+
+
+class PositionDropout(nn.Module):
+    """Dropout whose mask is another at every position of a row: a function of row, position, feature and place.
+
+    The share is rounded to whole 256ths, as a byte decides: a quarter of the random numbers, hence of the time.
+    """
+
+    salt_N: Tensor
+
+    def __init__(self, p: float, num_features: int, place: int) -> None:
+        super().__init__()
+        self.silenced = min(255, round(p * 256))  # of 256 values of a byte
+        self.register_buffer("salt_N", column_salts(place, -(-num_features // 4)), persistent=False)
+
+    def forward(self, x_BTH: Tensor, key_B: Tensor | None) -> Tensor:
+        """`x`; without keys, or in evaluation, the identity."""
+        if self.silenced == 0 or not self.training or key_B is None:
+            return x_BTH
+        key_BT = position_keys(key_B, x_BTH.shape[1])
+        byte_BTH = random_bytes(key_BT.flatten(), self.salt_N).view(*key_BT.shape, -1)[:, :, : x_BTH.shape[2]]
+        return x_BTH * (byte_BTH >= self.silenced).to(x_BTH.dtype).mul_(256 / (256 - self.silenced))
 
 
 def decayed_and_exempt(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from safetensors.torch import load_file
 from raynn.batches import evaluation_batches
 from raynn.cleaning import clean
 from raynn.collectives import Workers
+from raynn.corpus import encoding_of, scored_characters, scored_source, scoring_windows
 from raynn.errors import DataError, RunError
 from raynn.folder import check_run, read_result
 from raynn.fragments import Fragment
 from raynn.job import Job
 from raynn.loop import evaluate_shard, evaluation_batch_rows, precision
-from raynn.objectives import with_split
+from raynn.objectives import token_losses, with_split
 from raynn.preparation import (
     LocalDriver,
     Prepared,
@@ -32,13 +34,23 @@ from raynn.preparation import (
     shaped_arrays,
 )
 from raynn.preprocessing import Preprocessing
+from raynn.ragged import Ragged
 from raynn.shards import Arrays, Shard, build_shard
 from raynn.sources import find_fragments
-from raynn.splits import NAMES
+from raynn.splits import NAMES, TEST
 from raynn.tasks import prepare_job, understand_job
 from raynn.training import build_model
 
 SPLITS = {name: split for split, name in NAMES.items()}
+
+
+@dataclass(frozen=True)
+class SplitRows:
+    """The rows of a split: which of each fragment [n], and of text which characters of each, start .. stop [n, 2]."""
+
+    fragments: tuple[Fragment, ...]
+    rows: tuple[NDArray[np.int64], ...]
+    characters: tuple[NDArray[np.int64], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,10 +85,13 @@ class Run:
         self._check_features(table)
         cleaned, bad = clean(table, self.preprocessing.features, (), (), self.job.data)
         arrays = shaped_arrays(self.preprocessing.encode(cleaned), self.preprocessing.input_spec)
-        outputs_NK = self._outputs(self._shard(iter([arrays]), table.num_rows))
+        if self.preprocessing.task == "language_modeling":
+            columns = self._language_columns(arrays["tokens"])
+        else:
+            columns = self._columns(self._outputs(self._shard(iter([arrays]), table.num_rows)))
         unusable = np.zeros(table.num_rows, bool)
         unusable[[row for row, _, _ in bad]] = True
-        for name, values in self._columns(outputs_NK).items():
+        for name, values in columns.items():
             column = pa.array(values.to_pylist(), values.type, mask=unusable) if unusable.any() else values
             table = table.append_column(_free_name(name, table.column_names), column)
         return table, bad
@@ -98,18 +113,25 @@ class Run:
         key = "val" if name == "validation" else name
         return with_split(key, evaluate_shard(self.job, inputs, self.model, shard, Workers(device=device)))
 
-    def rows_of_split(self, name: str) -> tuple[tuple[Fragment, ...], tuple[NDArray[np.int64], ...]]:
-        """The job's fragments, and which rows of each belong to a split.
+    def rows_of_split(self, name: str) -> SplitRows:
+        """Which rows of the job's own data, and of text which characters, belong to a split.
 
         Raises:
             RunError: the job has no such split.
         """
         understood = understand_job(self.job, self.folder)
         prepared = self._prepared()
-        rows = tuple(np.flatnonzero(part == SPLITS[name]) for part in prepared.splits)
+        split = SPLITS[name]
+        rows = tuple(np.flatnonzero(part == split) for part in prepared.splits)
+        characters = None
+        if prepared.cuts:
+            rows = tuple(np.flatnonzero(cut[:, split]) for cut in prepared.cuts)
+            stops = [np.cumsum(cut, axis=1)[row, split] for cut, row in zip(prepared.cuts, rows, strict=True)]
+            counts = [cut[row, split] for cut, row in zip(prepared.cuts, rows, strict=True)]
+            characters = tuple(np.stack([b - n, b], axis=1) for b, n in zip(stops, counts, strict=True))
         if not any(len(part) for part in rows):
             raise RunError(f"the job has no {name} set; name the data: raynn predict {self.folder} DATA")
-        return understood.fragments, rows
+        return SplitRows(understood.fragments, rows, characters)
 
     def _prepared(self) -> Prepared:
         """The job's own data again, with the model's preprocessing."""
@@ -125,14 +147,18 @@ class Run:
     def _source_shard(self, data: str) -> Shard:
         """A whole source, encoded with its target."""
         plan = ReadPlan(self.job.data, self.preprocessing.features, self.preprocessing.targets)
-        tables = []
-        for index, fragment in enumerate(find_fragments(data, self.folder)):
-            cleaned = plan.read(index, fragment)
-            if bad := bad_rows_of(cleaned):
+        fragments, blocks = find_fragments(data, self.folder), []
+        for index, fragment in enumerate(fragments):
+            blocks.append(plan.read(index, fragment))
+            if bad := bad_rows_of(blocks[-1]):
                 raise DataError(
                     f"{data} holds rows that cannot be evaluated, the first: {described(bad[0])}; mend or drop them"
                 )
-            tables.append(self.preprocessing.encode(cleaned, with_target=True))
+        if self.preprocessing.task == "language_modeling":
+            encoded = scored_source(plan, fragments, blocks, self.preprocessing, LocalDriver())
+            rows = encoded.num_rows(TEST)
+            return self._shard(encoded.pieces(TEST, 0, rows, lambda table: table), rows)
+        tables = [self.preprocessing.encode(block, with_target=True) for block in blocks]
         whole = pa.concat_tables(tables).combine_chunks()
         if not whole.num_rows:
             raise DataError(f"{data} has no rows to evaluate")
@@ -160,6 +186,39 @@ class Run:
             with precision(self.job, device):
                 outputs.append(self.model(batch).float().cpu().numpy())
         return np.concatenate(outputs)
+
+    @torch.no_grad()
+    def _language_columns(self, tokens: Any) -> dict[str, pa.Array]:
+        """Of each document: nats, and the tokens and characters that they are of; perplexity, null where no token is
+        predicted.
+        """
+        plan = scoring_windows(tokens.start_N, tokens.stop_N, self.preprocessing.window)
+        windows = Ragged(tokens.values, plan.start_N, plan.stop_N)
+        skip_N = plan.columns["skip"]
+        characters_N = scored_characters(encoding_of(self.preprocessing), windows, skip_N)
+        pieces: Arrays = {"tokens": windows, "skip": skip_N, "characters": characters_N}
+        device = next(self.model.parameters()).device
+        sums = [np.zeros((0, 2))]
+        self.model.eval()
+        for batch, key_B in evaluation_batches(
+            self._shard(iter([pieces]), len(plan)), evaluation_batch_rows(self.job), device
+        ):
+            with precision(self.job, device):
+                logits_BTV = self.model(batch, key_B)
+            loss_BT, scored_BT = token_losses(logits_BTV.float(), batch)
+            sums.append(torch.stack([(loss_BT.double() * scored_BT).sum(1), scored_BT.sum(1)], dim=1).cpu().numpy())
+        document_N = np.searchsorted(tokens.stop_N, plan.start_N, side="right")
+        per_document = partial(np.bincount, document_N, minlength=len(tokens))
+        nats_D, tokens_D = (per_document(weights=column) for column in np.concatenate(sums).T)
+        characters_D = per_document(weights=characters_N)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            perplexity_D = np.exp(nats_D / tokens_D)
+        return {
+            "nats": pa.array(nats_D),
+            "tokens": pa.array(tokens_D.astype(np.int64)),
+            "characters": pa.array(characters_D.astype(np.int64)),
+            "perplexity": pa.array(perplexity_D, mask=tokens_D == 0),
+        }
 
     def _columns(self, outputs_NK: NDArray[np.float32]) -> dict[str, pa.Array]:
         """Prediction columns: the class and every class's probability, or the value in the target's unit."""

@@ -73,7 +73,8 @@ class Shard:
         batch: dict[str, Tensor] = {}
         for name, tensor in self.tensors.items():
             if isinstance(tensor, RaggedTensor):
-                batch[name], batch["length"] = tensor.padded(rows)
+                x, batch["length"] = tensor.padded(rows)
+                batch[name] = x if x.is_floating_point() else x.long()  # tokens may be kept in bytes
             else:
                 batch[name] = tensor.index_select(0, rows)
         return batch if self.residence == "device" else _moved(batch, device)

@@ -107,9 +107,11 @@ TABLE_FORMATS: dict[str, Format] = {
     ".ndjson": "jsonl",
     ".json": "jsonl",
 }
+TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
-SLICE_BYTES = 16 << 20  # of a Parquet row group, uncompressed
-FILES_PER_FRAGMENT = 1024  # of an image folder
+SLICE_BYTES = 16 << 20  # of a Parquet row group, uncompressed, or of text
+FILES_PER_FRAGMENT = 1024  # of a folder of images or texts
+LINE_BYTES = 1 << 20  # of text: a longer line is cut within
 ROWS_PER_FRAGMENT = 8192  # of a data set of the catalog
 
 
@@ -128,6 +130,24 @@ def find_fragments(source: str | tuple[str, ...], base: Path) -> tuple[Fragment,
     return fragments
 
 
+def find_sources(settings: DataSettings, base: Path) -> tuple[tuple[Fragment, ...], tuple[int, ...]]:
+    """The fragments of all sources, and the role of each: 0 of the training source, 1 of validation, 2 of test.
+
+    Raises:
+        DataError: a source that is not there, or holds no rows.
+    """
+    fragments = list(find_fragments(settings.train, base))
+    roles = [0] * len(fragments)
+    for role, source in ((1, settings.validation), (2, settings.test)):
+        if isinstance(source, (str, tuple)):
+            more = find_fragments(source, base)
+            fragments += more
+            roles += [role] * len(more)
+    return tuple(fragments), tuple(roles)
+
+
+_COMPRESSED = re.compile(r"\.(gz|bz2|zst|lz4)$")
+
 # Finding: source -> groups of files -> fragments
 
 
@@ -142,21 +162,25 @@ def _fragments(entry: str, base: Path) -> Iterator[Fragment]:
     for folder, files in groups:
         images = [file for file in files if file.lower().endswith(IMAGE_SUFFIXES)]
         tables = [file for file in files if _table_format(file)]
+        texts = [file for file in files if _suffix(file) in TEXT_SUFFIXES]
         if images and tables:
             raise DataError(
                 f"{entry}: holds tables ({tables[0]}) and images ({images[0]}); name the tables with a glob "
                 f"like {entry.rstrip('/')}/*{Path(tables[0]).suffix}, or a folder that holds images only"
             )
-        if not images and not tables:
+        if not images and not tables and not texts:
             raise DataError(
                 f"{entry}: raynn does not read {_some(Path(file).name for file in files)}; convert to one of "
-                f"{' '.join(TABLE_FORMATS)} (text also as .gz, .bz2, .zst), or name another file"
+                f"{' '.join([*TABLE_FORMATS, *TEXT_SUFFIXES])} (but for Parquet also as .gz, .bz2, .zst), or name "
+                "another file"
             )
         if images:
             yield from _image_fragments(entry, url, folder, images)
         with ThreadPoolExecutor(8) as pool:  # a remote footer costs a round trip or two
             for found in pool.map(lambda table: _table_fragments(entry, url, table), tables):
                 yield from found
+        if not images and not tables:  # beside those a text is a note to the reader
+            yield from _text_fragments(entry, url, folder, texts)
 
 
 def _find_files(entry: str, base: Path) -> tuple[str, list[tuple[str, list[str]]]]:
@@ -231,9 +255,13 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
 
 
+def _suffix(path: str) -> str:
+    """Of a file's name, the compression left out."""
+    return os.path.splitext(_COMPRESSED.sub("", path.partition("?")[0].lower()))[1]
+
+
 def _table_format(path: str) -> Format | None:
-    name = re.sub(r"\.(gz|bz2|zst|lz4)$", "", path.partition("?")[0].lower())
-    return TABLE_FORMATS.get(os.path.splitext(name)[1])
+    return TABLE_FORMATS.get(_suffix(path))
 
 
 def _image_fragments(entry: str, url: str, folder: str, images: list[str]) -> Iterator[Fragment]:
@@ -265,3 +293,41 @@ def _table_fragments(entry: str, url: str, path: str) -> list[Fragment]:
             fragments.append(Fragment(entry, path, "parquet", url, group, start, stop, (), first_row + start))
         first_row += num_rows
     return fragments
+
+
+def _text_fragments(entry: str, url: str, folder: str, texts: list[str]) -> Iterator[Fragment]:
+    """Up to 16 MiB each: whole files, or a part of one file; what is empty is left out."""
+    file_system = open_file_system(url)[0]
+    files: list[str] = []
+    filled = 0
+    for info in file_system.get_file_info(texts):
+        name = info.path[len(folder) :].lstrip("/")
+        large = info.size > SLICE_BYTES and not _COMPRESSED.search(name)
+        if files and (large or filled + info.size > SLICE_BYTES or len(files) == FILES_PER_FRAGMENT):
+            yield Fragment(entry, folder, "text", url, files=tuple(files))
+            files, filled = [], 0
+        if large:
+            with reading(info.path, "text"), file_system.open_input_file(info.path) as file:
+                cuts = _line_ends(file, info.size)
+            for start, stop in pairwise(cuts):
+                yield Fragment(entry, folder, "text", url, start=start, stop=stop, files=(name,))
+        elif info.size:
+            files.append(name)
+            filled += info.size
+    if files:
+        yield Fragment(entry, folder, "text", url, files=tuple(files))
+
+
+def _line_ends(file: Any, size: int) -> list[int]:
+    """Where a text of `size` bytes is cut into parts of 16 MiB or a little more or less: behind the ends of lines."""
+    num_parts = -(-size // SLICE_BYTES)
+    cuts = [0]
+    for part in range(1, num_parts):
+        place = size * part // num_parts
+        file.seek(place - 1)
+        ahead = file.read(LINE_BYTES)
+        within = ahead.find(b"\n")
+        if within < 0:  # before a byte that begins a character
+            within = next((i for i, byte in enumerate(ahead[1:5]) if byte & 0xC0 != 0x80), len(ahead) - 1)
+        cuts.append(place + within)
+    return list(dict.fromkeys([*cuts, size]))

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from raynn.columns import ColumnSpec
 from raynn.errors import DataError
 from raynn.hashing import splitmix64
+from raynn.tokens import TextSummary, TokenKind, summarize_text
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -240,7 +241,7 @@ class QuantileSample:
         return QuantileSample(hashes[order], np.concatenate([self.values_NQ, other.values_NQ])[order])
 
 
-ColumnSummary = NumericSummary | CategoricalSummary | ImageSummary | SequenceSummary
+ColumnSummary = NumericSummary | CategoricalSummary | ImageSummary | SequenceSummary | TextSummary
 
 
 @dataclass(frozen=True)
@@ -277,8 +278,11 @@ def summarize(
     features: Sequence[ColumnSpec],
     targets: Sequence[ColumnSpec],
     row_ids: Integers,
+    tokens: TokenKind = "words",
 ) -> Summary:
-    """Summary of cleaned training rows; `row_ids` [N] are their ids in the whole data, each used once."""
+    """Summary of cleaned training rows; `row_ids` [N] are their ids in the whole data, each used once. `tokens` says
+    what is counted of text.
+    """
     used = [spec for spec in features if spec.kind != "ignore"]
     hashes = splitmix64(row_ids)
     quantile_columns = [spec for spec in used if spec.kind in ("numeric", "date")]
@@ -289,7 +293,7 @@ def summarize(
         sample_NQ[:, place] = read(table[spec.name])[order]
     return Summary(
         table.num_rows,
-        tuple(_summarize_column(table[spec.name], spec) for spec in used),
+        tuple(_summarize_column(table[spec.name], spec, tokens) for spec in used),
         tuple(_summarize_target(table[spec.name]) for spec in targets),
         QuantileSample(hashes[order], sample_NQ),
     )
@@ -300,7 +304,7 @@ def sample_rows(num_columns: int) -> int:
     return min(SAMPLE_ROWS, SAMPLE_VALUES // max(num_columns, 1)) if num_columns else 0
 
 
-def _summarize_column(column: pa.ChunkedArray, spec: ColumnSpec) -> ColumnSummary:
+def _summarize_column(column: pa.ChunkedArray, spec: ColumnSpec, tokens: TokenKind) -> ColumnSummary:
     if spec.kind in ("numeric", "date"):
         x = numbers(column) if spec.kind == "numeric" else days(column)
         known = x[~np.isnan(x)]
@@ -313,10 +317,8 @@ def _summarize_column(column: pa.ChunkedArray, spec: ColumnSpec) -> ColumnSummar
     if spec.kind == "sequence":
         x_NC = steps(column, spec.shape[1])
         return SequenceSummary(tuple(Moments.of(x.astype(np.float64)) for x in x_NC.T))
-    raise DataError(
-        f"column {spec.name!r} is {spec.kind}, and networks take numeric, categorical, date, image and "
-        f"sequence columns; set `data.columns: {{{spec.name}: categorical}}` or `ignore`"
-    )
+    assert spec.kind == "text"
+    return summarize_text(column, tokens)
 
 
 def _summarize_images(pixels: npt.NDArray[np.uint8], channels: int) -> ImageSummary:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from raynn.columns import ColumnSpec
+from raynn.corpus import prepare_corpus, understand_corpus
 from raynn.errors import DataError, JobError, did_you_mean
 from raynn.job import Job
 from raynn.lanes import Lanes
@@ -45,6 +46,9 @@ def understand_job(job: Job, folder: Path) -> Understood:
         DataError: a source, a column or the target is not there, or of a kind that cannot be.
     """
     task = task_of(job)
+    if task == "language_modeling":
+        _check_reads_windows(job)
+        return understand_corpus(job.data, folder)
     if task == "image_generation":
         return understand(job.data, folder, kinds=("image",))
     if not job.data.targets:
@@ -66,6 +70,8 @@ def prepare_job(
         DataError: too many bad rows, a split or class that cannot be, labels that training never saw.
     """
     task, seed = task_of(job), job.optimization.seed
+    if task == "language_modeling":
+        return prepare_corpus(understood, driver, preprocessing)
     return prepare(understood, task, seed, driver, preprocessing)
 
 
@@ -78,7 +84,8 @@ def checked(job: Job, prepared: Prepared) -> Job:
     """
     Lanes(prepared.encoded.num_rows(TRAIN), job.optimization.global_batch_size, job.optimization.seed)
     kinds = {spec.kind for spec in prepared.preprocessing.features}
-    _check_features(job.network.kind, prepared.preprocessing.features)
+    if prepared.task != "language_modeling":  # which reads text alone
+        _check_features(job.network.kind, prepared.preprocessing.features)
     # built and forgotten, so that what cannot be built is said before there is a run folder
     NETWORKS[job.network.kind].build(job.network, prepared.preprocessing.input_spec, job.regularization)
     for key, tasks in KEYS_OF_TASKS.items():
@@ -110,6 +117,17 @@ def checked(job: Job, prepared: Prepared) -> Job:
             f"{prepared.task}; set it to 0"
         )
     return job
+
+
+def _check_reads_windows(job: Job) -> None:
+    """That the network can be a language model, where data.window says that it is one."""
+    if "language_modeling" not in NETWORKS[job.network.kind].tasks:
+        able = [kind for kind, spec in NETWORKS.items() if "language_modeling" in spec.tasks and kind != "custom"]
+        raise JobError(
+            f"data.window = {job.data.window} without data.time and data.horizon is language modeling, and "
+            f"network.kind = {job.network.kind!r} is for {' and '.join(NETWORKS[job.network.kind].tasks)}; name the "
+            f"column that orders the steps in data.time, or use network.kind: {' or '.join(able)}"
+        )
 
 
 def _check_features(network_kind: str, features: Sequence[ColumnSpec]) -> None:

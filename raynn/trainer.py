@@ -68,6 +68,8 @@ def _train(
     run = place if job.resume else claim(place, job.name)
     if not quiet:
         _say(f"{split_summary(prepared)}; {prepared.task}: {prepared.task_reason}")
+        for note in prepared.notes:
+            _say(note)
         _say(f"run folder {run}")
     for problem in load_newest(run / "checkpoints")[1]:
         _say(f"damaged, so the checkpoint before it is taken: {problem}")

@@ -75,9 +75,9 @@ class EncodedWindows:
         """Steps first .. last, the first of which lies in `block`."""
         tables = []
         while block < len(self.blocks) and self.first_step[block] < last:
-            begin = int(self.first_step[block])
-            table = fetch(self.blocks[block])
-            low = max(first - begin, 0)
-            tables.append(table.slice(low, min(last - begin, table.num_rows) - low))
+            begin, end = int(self.first_step[block]), int(self.first_step[block + 1])
+            if begin < end:
+                low = max(first - begin, 0)
+                tables.append(fetch(self.blocks[block]).slice(low, min(last, end) - begin - low))
             block += 1
         return pa.concat_tables(tables).combine_chunks()

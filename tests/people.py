@@ -70,10 +70,12 @@ def fitted(
     task: Any = "classification",
     scaling: Any = "standard",
     cuts: tuple[int, ...] = (),
+    tokens: Any = "words",
+    **data: Any,
 ) -> Preprocessing:
     pairs = itertools.pairwise([0, *cuts, table.num_rows])
-    pieces = [summarize(table.slice(a, b - a), features, [target], np.arange(a, b)) for a, b in pairs]
-    return fit(pieces, features, [target], task, DataSettings(train="people.csv", scaling=scaling))
+    pieces = [summarize(table.slice(a, b - a), features, [target], np.arange(a, b), tokens) for a, b in pairs]
+    return fit(pieces, features, [target], task, DataSettings(train="people.csv", scaling=scaling, **data))
 
 
 def one_column(

@@ -155,9 +155,9 @@ SOURCES = {
         train("data.train=empty"), ("empty: an empty folder; put data into it",), lambda: Path("empty").mkdir()
     ),
     "file of an unknown format": Bad(
-        train("data.train=notes.txt"),
-        ("notes.txt: raynn does not read notes.txt; convert to one of .parquet",),
-        lambda: Path("notes.txt").write_text("rose"),
+        train("data.train=notes.docx"),
+        ("notes.docx: raynn does not read notes.docx; convert to one of .parquet",),
+        lambda: Path("notes.docx").write_text("rose"),
     ),
     "address of an unknown scheme": Bad(
         train("data.train=gopher://host/a.csv"), ("gopher://host/a.csv: cannot be read as address",)

@@ -238,13 +238,10 @@ def test_a_kind_that_a_type_cannot_be(kind: str, values: pa.Array, fitting: str)
     )
 
 
-def test_free_text_is_not_for_these_networks() -> None:
+def test_free_text() -> None:
     reviews = pa.array([f"this is the long review number {number} of many" for number in range(10)])
-    for settings, reason in (({}, "9 words on average"), ({"columns": {"x": "text"}}, "declared in data.columns")):
-        assert message(lambda settings=settings: infer_one(reviews, **settings)) == (
-            f"column 'x' is text ({reason}), and networks take numeric, categorical, date, image and sequence "
-            "columns; set `data.columns: {x: categorical}` or `ignore`"
-        )
+    assert infer_one(reviews) == ColumnSpec("x", "text", (), "9 words on average")
+    assert infer_one(reviews, columns={"x": "text"}) == ColumnSpec("x", "text", (), "declared in data.columns")
 
 
 def test_a_feature_asked_for_that_no_network_takes() -> None:

@@ -15,6 +15,7 @@ from sklearn.preprocessing import QuantileTransformer
 from raynn import summaries
 from raynn.columns import ColumnSpec
 from raynn.preprocessing import Preprocessing, arrays, summarize
+from raynn.ragged import Ragged
 
 # numbers
 
@@ -283,3 +284,40 @@ def test_many_distinct_values_are_no_burden_for_regression(monkeypatch: pytest.M
     table = people(500)
     assert summarize(table, FEATURES, [PRICE], np.arange(500)).targets[0].counts is None
     assert fitted(table, target=PRICE, task="regression", cuts=(5, 100)).input_spec.target_std[0] > 1
+
+
+# texts
+
+
+TEXTS = pa.table({"text": ["to be", None, "or not to be", ""], "label": ["a", "b", "a", "b"]})
+TEXT = (ColumnSpec("text", "text"),)
+
+
+def tokens_of(preprocessing: Preprocessing, texts: list[str | None]) -> list[list[int]]:
+    ragged = arrays(preprocessing.encode(pa.table({"text": pa.array(texts, pa.string())})))["tokens"]
+    assert isinstance(ragged, Ragged)
+    assert ragged.values.dtype == np.int32
+    return [ragged.values[a:b].tolist() for a, b in zip(ragged.start_N, ragged.stop_N, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "ids", "size"),
+    [
+        ("words", [[4, 3, 2, 1], []], 5),  # be, to, not, or
+        ("characters", [[5, 6, 1, 4, 5, 7, 1, 7, 5, 1, 2, 3], []], 8),  # blank, b, e, n, o, r, t
+        ("bytes", [[1 + byte for byte in b"or not to be"], []], 257),
+    ],
+)
+def test_texts_become_tokens(tokens: str, ids: list[list[int]], size: int) -> None:
+    for cuts in ((), (1, 3)):
+        preprocessing = fitted(TEXTS, TEXT, cuts=cuts, tokens=tokens)
+        again = Preprocessing.from_json(preprocessing.to_json())
+        assert again == preprocessing
+        assert again.input_spec.vocabulary_size == size
+        assert tokens_of(again, ["or not to be", None]) == ids
+
+
+def test_texts_are_cut_and_what_is_new_in_them_is_token_0() -> None:
+    preprocessing = fitted(TEXTS, TEXT, tokens="characters", max_tokens=4)
+    assert tokens_of(preprocessing, ["be?boo", "b", ""]) == [[2, 3, 0, 2], [2], []]
+    assert tokens_of(fitted(TEXTS, TEXT, tokens="characters", vocabulary=3), ["to be"]) == [[0, 2, 1, 0, 0]]

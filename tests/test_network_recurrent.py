@@ -6,6 +6,7 @@ Shapes: B rows, T steps, F features, H hidden units.
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from raynn.errors import JobError
 from raynn.networks import NETWORKS
-from raynn.networks.recurrent import Recurrent, _over_steps
+from raynn.networks.recurrent import Recurrent, RecurrentLanguageModel, _over_steps
+from raynn.objectives import loss_per_row
 from raynn.preprocessing import InputSpec
 from raynn.regularization import Dropout, RegularizationSettings, decayed_and_exempt
 
@@ -269,3 +272,94 @@ def test_half_precision_keeps_the_steps_in_single() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert model(batch).dtype == torch.bfloat16
     assert torch.equal(seen[0], seen[1])
+
+
+# Language models
+
+LANGUAGE = InputSpec(task="language_modeling", vocabulary_size=11, window=9)
+
+
+def language_model(cell: str, regularization: dict[str, float] | None = None, **fields: Any) -> RecurrentLanguageModel:
+    torch.manual_seed(0)
+    network = NETWORKS[CELLS[cell]["kind"]]
+    settings = network.settings(**{**CELLS[cell], "hidden": 5, "embedding": 4, "layers": 2, **fields})
+    model = network.build(settings, LANGUAGE, RegularizationSettings(**(regularization or {})))
+    assert isinstance(model, RecurrentLanguageModel)
+    return model
+
+
+def texts_of(lengths: list[int], padding: int = 0, seed: int = 0) -> dict[str, Tensor]:
+    """Windows of so many tokens, the last of which is only predicted, padded with `padding`."""
+    generator = torch.Generator().manual_seed(seed)
+    length_B = torch.tensor(lengths)
+    tokens_BT = torch.randint(11, (len(lengths), max(lengths)), generator=generator)
+    tokens_BT[torch.arange(max(lengths)) >= length_B[:, None]] = padding
+    return {"tokens": tokens_BT, "length": length_B, "skip": torch.zeros_like(length_B)}
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_logits_are_those_of_the_equations(cell: str) -> None:
+    model, batch = language_model(cell), texts_of([7] * 3)
+    weight, bias = (p.detach().double().numpy() for p in (model.head.weight, model.head.bias))
+    for logits_TV, tokens_T in zip(model(batch).detach().double().numpy(), batch["tokens"], strict=True):
+        x_TC = model.embedding(tokens_T[:-1]).detach().double().numpy()
+        for layer in model.layers:
+            parameters = {name.removesuffix("_l0"): p.detach().double().numpy() for name, p in layer.named_parameters()}
+            state: Any = (np.zeros(5), np.zeros(5))
+            steps = []
+            for x in x_TC:
+                state, h = STEPS[cell](x, state, parameters)
+                steps.append(h)
+            x_TC = np.stack(steps)
+        np.testing.assert_allclose(logits_TV, x_TC @ weight.T + bias, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_no_token_sees_the_future(cell: str) -> None:
+    model, batch = language_model(cell, {"dropout": 0.5, "input_dropout": 0.5}), texts_of([8] * 4)
+    for place in range(1, 8):
+        other = {**batch, "tokens": batch["tokens"].clone()}
+        other["tokens"][:, place:] = (other["tokens"][:, place:] + 1) % 11
+        before, after = model(batch, keys(4)), model(other, keys(4))
+        torch.testing.assert_close(after[:, :place], before[:, :place], rtol=0, atol=1e-6)
+        assert place == 7 or not torch.allclose(after[:, place], before[:, place], atol=1e-4)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_padding_changes_no_loss(cell: str) -> None:
+    model, batch = language_model(cell), texts_of([4, 2, 8, 5])
+    losses = loss_per_row(model(batch), batch, "language_modeling")
+    padded = texts_of([4, 2, 8, 5], padding=7)
+    torch.testing.assert_close(loss_per_row(model(padded), padded, "language_modeling"), losses, rtol=0, atol=1e-6)
+    alone = [
+        {name: x[i : i + 1, :length] if name == "tokens" else x[i : i + 1] for name, x in batch.items()}
+        for i, length in enumerate([4, 2, 8, 5])
+    ]
+    single = torch.cat([loss_per_row(model(row), row, "language_modeling") for row in alone])
+    torch.testing.assert_close(single, losses, rtol=0, atol=1e-6)
+    assert losses.tolist() == pytest.approx([math.log(11)] * 4, abs=0.6), "the first loss is near that of a guess"
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_steps_continue_a_text(cell: str) -> None:
+    model, batch = language_model(cell).eval(), texts_of([9] * 2)
+    state, logits = model.start(2), []
+    for tokens_BT in batch["tokens"][:, :-1].split([3, 1, 4], dim=1):
+        found, state = model.step(tokens_BT, state)
+        logits.append(found)
+    torch.testing.assert_close(torch.cat(logits, dim=1), model(batch), rtol=0, atol=1e-6)
+
+
+def test_a_language_model_drops_a_feature_at_all_steps_alike() -> None:
+    model = language_model("lstm", {"dropout": 0.5}, layers=1, hidden=40)
+    seen: list[Tensor] = []
+    model.head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    model(texts_of([9] * 6), keys(6))
+    silenced_BTH = seen[0] == 0
+    assert 0.3 < float(silenced_BTH[:, 0].double().mean()) < 0.7
+    assert torch.equal(silenced_BTH, silenced_BTH[:, :1].expand_as(silenced_BTH))
+
+
+def test_a_language_model_reads_in_one_direction() -> None:
+    with pytest.raises(JobError, match=r"^network.bidirectional = true lets a language model read the tokens that it"):
+        language_model("lstm", bidirectional=True)

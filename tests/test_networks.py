@@ -21,7 +21,7 @@ from raynn.preprocessing import InputSpec
 from raynn.problems import members_of
 from raynn.regularization import Dropout, RegularizationSettings, decayed_and_exempt
 
-PARTS = {"__init__", "inputs", "layers", "recurrent"}  # files of the folder that hold no network
+PARTS = {"__init__", "inputs", "layers", "recurrent", "transformer"}  # files of the folder that hold no network
 NUM_CLASSES = 5
 
 TABLE: dict[str, Any] = {
@@ -236,7 +236,7 @@ def test_dropout_acts_in_training_alone(kind: str, task: str, name: str, knob: s
     assert torch.equal(dropped.eval()(batch, keys(8)), plain.eval()(batch))
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", sorted({case.values[0] for case in CASES}))
 def test_every_place_draws_its_own_masks(kind: str) -> None:
     name = next(name for name in ("image and table", "sequence and table") if fits(kind, name))
     model = build(kind, inputs_of("regression", INPUTS[name]), TINY[kind], dropout=0.5, input_dropout=0.5)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -7,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from raynn.checkpoint import restore_optimizer
+from raynn.errors import JobError
 from raynn.optimization import OptimizationSettings, build_optimizer, learning_rate, plateau_reductions
 
 
@@ -134,7 +137,7 @@ def test_sgd_adds_decay_to_the_gradient_and_uses_nesterov_momentum() -> None:
         assert weight.weight.item() == pytest.approx(w, rel=1e-12)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "muon"])
 def test_every_optimizer_exempts_biases_norms_and_embeddings(optimizer: str) -> None:
     model = EveryKind()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -146,3 +149,70 @@ def test_every_optimizer_exempts_biases_norms_and_embeddings(optimizer: str) -> 
 def test_a_model_without_a_matrix_has_an_optimizer() -> None:
     assert len(build_optimizer(OptimizationSettings(), nn.LayerNorm(3), 0.1).param_groups) == 1
     assert build_optimizer(OptimizationSettings(optimizer="sgd", momentum=0.0), nn.Linear(1, 1), 0.0)
+
+
+class Small(nn.Module):
+    """A matrix between hidden features, one that reads tokens, one that writes outputs, a kernel, a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(5, 8)
+        self.hidden = nn.Linear(8, 12)
+        self.kernel = nn.Conv1d(3, 4, 3)
+        self.head = nn.Linear(12, 2)
+
+
+def gradients(model: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def test_muon_orthogonalizes_hidden_matrices_and_leaves_the_rest_to_adamw() -> None:
+    torch.manual_seed(0)
+    model, plain = Small(), Small()
+    plain.load_state_dict(model.state_dict())
+    before = model.hidden.weight.detach().clone()
+    gradients(model, 1)
+    gradients(plain, 1)
+    build_optimizer(OptimizationSettings(optimizer="muon", learning_rate=0.1), model, weight_decay=0.0).step()
+    build_optimizer(OptimizationSettings(learning_rate=0.1), plain, weight_decay=0.0).step()
+    for name, parameter in plain.named_parameters():
+        same = torch.equal(parameter, dict(model.named_parameters())[name])
+        assert same == (name != "hidden.weight"), name
+    # the step's singular values: 0.1 * 0.2 * sqrt(12), each to the accuracy of five iterations (Jordan et al. 2024)
+    values = torch.linalg.svdvals((model.hidden.weight - before).detach()) / (0.1 * 0.2 * math.sqrt(12))
+    assert values.min() > 0.6
+    assert values.max() < 1.25
+    assert (
+        torch.linalg.svdvals(plain.hidden.weight - before).max()
+        > 2 * torch.linalg.svdvals(plain.hidden.weight - before).min()
+    ), "which AdamW's are not"
+
+
+def test_muon_goes_on_from_its_state() -> None:
+    torch.manual_seed(0)
+    straight = Small()
+    optimizer = build_optimizer(OptimizationSettings(optimizer="muon", learning_rate=0.1), straight, 0.1)
+    resumed = Small()
+    for k in range(4):
+        if k == 2:
+            resumed.load_state_dict(straight.state_dict())
+            other = build_optimizer(OptimizationSettings(optimizer="muon", learning_rate=0.1), resumed, 0.1)
+            restore_optimizer(other, copy.deepcopy(optimizer.state_dict()))
+        for model, stepped in ((straight, optimizer), (resumed, other if k >= 2 else None)):
+            if stepped is not None:
+                for group in stepped.param_groups:
+                    group["lr"] = 0.1 / (k + 1)  # as the loop sets it
+                gradients(model, k)
+                stepped.step()
+                stepped.zero_grad()
+    for a, b in zip(straight.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert a.grad is None
+
+
+def test_muon_needs_a_torch_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(JobError, match=r"^optimization.optimizer = 'muon' needs torch 2.9 or newer, and this is 2\."):
+        build_optimizer(OptimizationSettings(optimizer="muon"), Small(), 0.0)

@@ -266,10 +266,14 @@ ONE_CLASS = with_labels(["cat", "cat"])
             "classification",
         ),
         (
-            "column 'x' is text, and networks take numeric, categorical, date, image and sequence columns; "
-            "set "
-            "`data.columns: {x: categorical}` or `ignore`",
-            ONE_CLASS,
+            "columns 'a', 'b' are 2 text columns, and networks take one; set `data.columns: {b: ignore}`",
+            pa.table({"a": ["x", "y"], "b": ["x", "y"], "label": ["a", "b"]}),
+            [ColumnSpec(name, "text") for name in "ab"],
+            "classification",
+        ),
+        (
+            "column 'x' holds no text in any training row; fill it in, or set `data.columns: {x: ignore}`",
+            pa.table({"x": ["", None], "label": ["a", "b"]}),
             (ColumnSpec("x", "text"),),
             "classification",
         ),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from raynn.randomness import column_salts, random_bits, row_keys
+from raynn.randomness import column_salts, position_keys, random_bits, random_bytes, row_keys
 
 
 def lowbias32(x: int) -> int:
@@ -69,3 +69,24 @@ def test_salts_differ_between_places_and_columns() -> None:
     salts = torch.cat([column_salts(place, 500) for place in range(20)])
     assert len(salts.unique()) >= 9_999
     assert torch.equal(column_salts(4, 500)[:100], column_salts(4, 100))
+
+
+def test_random_bytes_are_uniform_and_independent() -> None:
+    bytes_BN = random_bytes(torch.from_numpy(row_keys(0, 0, np.arange(1000))), column_salts(0, 100)).numpy()
+    assert bytes_BN.shape == (1000, 400)
+    assert bytes_BN.dtype == np.uint8
+    counts = np.bincount(bytes_BN.ravel(), minlength=256)
+    chi_square = float(((counts - 1562.5) ** 2).sum() / 1562.5)
+    assert abs(chi_square - 255) < 5 * 510**0.5  # mean and variance over 256 cells
+    x = (bytes_BN < 128) * 2.0 - 1.0
+    for gap in (1, 2, 3, 4):  # within one hash, and between two
+        assert abs(float((x[:, gap:] * x[:, :-gap]).sum())) < 5 * (1000 * (400 - gap)) ** 0.5
+
+
+def test_position_keys_differ_and_do_not_depend_on_how_many_there_are() -> None:
+    key_B = torch.from_numpy(row_keys(0, 0, np.arange(50)))
+    key_BT = position_keys(key_B, 100)
+    assert len(key_BT.unique()) == 5000  # of so many 31-bit numbers, an equal pair has probability 0.006
+    assert torch.equal(position_keys(key_B, 30), key_BT[:, :30])
+    assert torch.equal(position_keys(key_B[7:9], 30, first=60), key_BT[7:9, 60:90])
+    assert int(key_BT.min()) >= 0

@@ -10,7 +10,13 @@ from torch import Tensor, nn
 
 from raynn.networks.layers import GlobalBatchNorm
 from raynn.randomness import row_keys
-from raynn.regularization import Dropout, RegularizationSettings, clip_gradient_norm, decayed_and_exempt
+from raynn.regularization import (
+    Dropout,
+    PositionDropout,
+    RegularizationSettings,
+    clip_gradient_norm,
+    decayed_and_exempt,
+)
 
 
 def keys(num: int, epoch: int = 0, first: int = 0) -> Tensor:
@@ -59,6 +65,45 @@ def test_dropout_silences_whole_channels_of_maps() -> None:
         assert ((y == 0).all(-1) | (y == 2).all(-1)).all()
         assert 0 < int((y == 0).all(-1).sum()) < 400
         assert torch.equal(y[:, :, 0], Dropout(0.5, 8, 0)(torch.ones(50, 8), keys(50)))
+
+
+@pytest.mark.parametrize("p", [0.01, 0.1, 0.5, 0.999])
+def test_position_dropout_keeps_the_share_it_says_at_every_position(p: float) -> None:
+    share = min(255, round(p * 256)) / 256
+    y_BTH = PositionDropout(p, 30, 0)(torch.ones(300, 40, 30), keys(300))
+    kept = y_BTH[y_BTH != 0]
+    assert abs(len(kept) - y_BTH.numel() * (1 - share)) < 5 * (y_BTH.numel() * share * (1 - share)) ** 0.5
+    torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - share)))
+    for axes in ((0, 1), (0, 2), (1, 2)):
+        means = (y_BTH != 0).double().mean(axes)
+        size = y_BTH.numel() / len(means)
+        assert (means - (1 - share)).abs().max() < 6 * (share * (1 - share) / size) ** 0.5
+
+
+def test_position_dropout_is_a_function_of_row_position_feature_and_place() -> None:
+    dropout, x_BTH = PositionDropout(0.5, 64, 3), torch.ones(20, 10, 64)
+    whole = dropout(x_BTH, keys(20))
+    assert len(whole.flatten(0, 1).unique(dim=0)) == 200, "no two positions of any rows have the same mask"
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(dropout(x_BTH, keys(20)[order]), whole[order])
+    assert torch.equal(dropout(x_BTH[:, :4], keys(20)), whole[:, :4])
+    for other in (dropout(x_BTH, keys(20, epoch=1)), PositionDropout(0.5, 64, 4)(x_BTH, keys(20))):
+        agree = float((other == whole).double().mean())
+        assert abs(agree - 0.5) < 5 * (0.25 / whole.numel()) ** 0.5
+
+
+def test_position_dropout_acts_in_training_alone_and_passes_its_mask_to_the_gradient() -> None:
+    x_BTH = torch.ones(5, 6, 7, requires_grad=True)
+    dropout = PositionDropout(0.4, 7, 0)
+    y_BTH = dropout(x_BTH, keys(5))
+    y_BTH.sum().backward()
+    assert x_BTH.grad is not None
+    assert torch.equal(x_BTH.grad, y_BTH.detach())
+    assert PositionDropout(0.0, 7, 0)(x_BTH, keys(5)) is x_BTH
+    assert dropout(x_BTH, None) is x_BTH
+    assert dropout.eval()(x_BTH, keys(5)) is x_BTH
+    assert not dropout.state_dict()
+    assert dropout.train()(torch.ones(5, 6, 7, dtype=torch.bfloat16), keys(5)).dtype == torch.bfloat16
 
 
 def test_dropout_is_the_identity_without_keys_in_evaluation_and_at_zero() -> None:

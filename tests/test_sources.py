@@ -169,7 +169,8 @@ def test_folders_that_do_not_do(tmp_path: Path) -> None:
         (tmp_path / "notes" / f"{number}.docx").touch()
     assert message(lambda: find_fragments("notes", tmp_path)) == (
         "notes: raynn does not read 0.docx, 1.docx, 2.docx, 3.docx, 4.docx and 2 more; convert to one of .parquet "
-        ".pq .csv .tsv .jsonl .ndjson .json (text also as .gz, .bz2, .zst), or name another file"
+        ".pq .csv .tsv .jsonl .ndjson .json .txt .text .md .rst (but for Parquet also as .gz, .bz2, .zst), or name "
+        "another file"
     )
     write_image(tmp_path / "bare" / "a.png")
     assert message(lambda: find_fragments("bare", tmp_path)) == (

@@ -14,16 +14,18 @@ from pydantic import Field
 from torch import nn
 
 from raynn.metrics import Task
-from raynn.networks import cnn, custom, feedforward, lstm, rnn
+from raynn.networks import cnn, custom, feedforward, lstm, rnn, text_generator
 from raynn.networks.cnn import CnnSettings
 from raynn.networks.custom import CustomSettings
 from raynn.networks.feedforward import FeedforwardSettings
 from raynn.networks.lstm import LstmSettings
 from raynn.networks.rnn import RnnSettings
+from raynn.networks.text_generator import TextGeneratorSettings
 from raynn.settings import Settings
 
 NetworkSettings = Annotated[
-    FeedforwardSettings | CnnSettings | RnnSettings | LstmSettings | CustomSettings, Field(discriminator="kind")
+    FeedforwardSettings | CnnSettings | RnnSettings | LstmSettings | TextGeneratorSettings | CustomSettings,
+    Field(discriminator="kind"),
 ]
 
 
@@ -65,7 +67,7 @@ NETWORKS: dict[str, NetworkSpec] = {
         description="recurrent network over sequences of any lengths: Elman's (tanh, relu) or gated (gru)",
         settings=RnnSettings,
         build=rnn.build,
-        tasks=("classification", "regression"),
+        tasks=("classification", "regression", "language_modeling"),
         inputs=("sequence", "numeric", "categorical", "date"),
         needs=("sequence",),
         any_length=True,
@@ -75,11 +77,19 @@ NETWORKS: dict[str, NetworkSpec] = {
         description="recurrent network with a memory cell, over sequences of any lengths",
         settings=LstmSettings,
         build=lstm.build,
-        tasks=("classification", "regression"),
+        tasks=("classification", "regression", "language_modeling"),
         inputs=("sequence", "numeric", "categorical", "date"),
         needs=("sequence",),
         any_length=True,
         defaults=RECURRENT_DEFAULTS,
+    ),
+    "text_generator": NetworkSpec(
+        description="language model that writes text: a causal transformer, or an LSTM",
+        settings=TextGeneratorSettings,
+        build=text_generator.build,
+        tasks=("language_modeling",),
+        inputs=("text",),
+        needs=("text",),
     ),
     "custom": NetworkSpec(
         description="your own nn.Module, built by a function of yours",

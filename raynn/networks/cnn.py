@@ -223,6 +223,10 @@ class Cnn(nn.Module):
 
     def forward(self, batch: Batch, key_B: Tensor | None = None) -> Tensor:
         """Outputs [B, K]: logits, or the standardized value."""
+        return self.head(self.features(batch, key_B))
+
+    def features(self, batch: Batch, key_B: Tensor | None = None) -> Tensor:
+        """What the head reads [B, H]."""
         within = None
         if self.image is not None:
             # channels_last: 1.3 to 1.5 times the speed of the plain layout on a CPU, and what tensor cores want
@@ -235,7 +239,7 @@ class Cnn(nn.Module):
         x_BH = self.dropouts[0](torch.cat([self._pooled(x_BCS, within), *self.table(batch)], dim=1), key_B)
         for dense, dropout in zip(self.dense, list(self.dropouts)[1:], strict=True):
             x_BH = dropout(self.activation(dense(x_BH)), key_B)
-        return self.head(x_BH)
+        return x_BH
 
     def _pooled(self, x_BCS: Tensor, within_B1T: Tensor | None) -> Tensor:
         """One vector a row [B, H] from the last map."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import nn
 
-from raynn.networks.recurrent import Recurrent, RecurrentSettings
+from raynn.networks.recurrent import RecurrentSettings, build_recurrent
 from raynn.preprocessing import InputSpec
 from raynn.regularization import RegularizationSettings
 
@@ -21,10 +21,10 @@ def build(settings: LstmSettings, inputs: InputSpec, regularization: Regularizat
     """The network for these inputs.
 
     Raises:
-        JobError: the features have no sequence.
+        JobError: the features have no sequence, or a language model is to read in both directions.
     """
 
     def cell(width: int) -> nn.RNNBase:
         return nn.LSTM(width, settings.hidden, batch_first=True, bidirectional=settings.bidirectional)
 
-    return Recurrent(cell, settings, inputs, regularization)
+    return build_recurrent(cell, settings, inputs, regularization)

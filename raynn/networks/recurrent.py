@@ -1,13 +1,13 @@
-"""What recurrent networks share: their settings, the stack of layers, and pooling over time.
+"""What recurrent networks share: their settings, the stack of layers, pooling over time, and the next token of a text.
 
-Shapes: B rows, T steps, F channels, H hidden units of a layer (both directions), K outputs.
+Shapes: B rows, T steps, F channels, H hidden units of a layer (both directions), K outputs, V vocabulary.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from typing import Annotated, Literal
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -23,6 +23,7 @@ from raynn.settings import Settings
 
 Width = Annotated[int, Field(ge=1)]
 Cell = Callable[[int], nn.RNNBase]  # one layer, for inputs of that width
+States = tuple[Any, ...]  # of each layer after the tokens read; None before the first
 
 
 class RecurrentSettings(Settings):
@@ -32,6 +33,7 @@ class RecurrentSettings(Settings):
     hidden: Annotated[Width, Field(description="units a layer and direction")] = 128
     layers: Width = 1
     bidirectional: bool = False
+    embedding: Annotated[Width, Field(description="width of a token's vector")] = 64
     pooling: Annotated[
         Literal["last", "mean", "max", "attention"],
         Field(description="from all steps to one vector; last: each direction's state after its last step"),
@@ -56,13 +58,7 @@ class Recurrent(nn.Module):
         places = itertools.count()
         width = inputs.sequence_TC[1]
         self.input_dropout = Dropout(regularization.input_dropout, width, next(places))
-        layers, dropouts = [], []
-        for _ in range(settings.layers):
-            layers.append(cell(width))
-            initialize(layers[-1])
-            width = settings.hidden * (2 if settings.bidirectional else 1)
-            dropouts.append(Dropout(regularization.dropout, width, next(places)))
-        self.layers, self.dropouts = nn.ModuleList(layers), nn.ModuleList(dropouts)
+        self.layers, self.dropouts, width = _stack(cell, settings, width, regularization, places)
         self.pooling = settings.pooling
         self.score = nn.Linear(width, 1) if settings.pooling == "attention" else None
         self.table = TableEmbedding(inputs)
@@ -95,6 +91,83 @@ class Recurrent(nn.Module):
             return pooled_over_steps(x_BTH, within_BT, self.pooling)
         weight_BT1 = self.score(x_BTH).masked_fill(~within_BT[:, :, None], -torch.inf).softmax(dim=1)
         return (x_BTH * weight_BT1).sum(1)
+
+
+class RecurrentLanguageModel(nn.Module):
+    """Embedded tokens, layers that remember those before, and a linear head at every step (Mikolov et al. 2010,
+    section 2, with embeddings and several layers).
+
+    Dropout silences a feature of a row at all steps alike, as above. Padding stands behind a text, where no token that
+    is scored looks. `start` and `step` continue texts.
+    """
+
+    def __init__(
+        self, cell: Cell, settings: RecurrentSettings, inputs: InputSpec, regularization: RegularizationSettings
+    ) -> None:
+        super().__init__()
+        if settings.bidirectional:
+            raise JobError(
+                "network.bidirectional = true lets a language model read the tokens that it is to predict; set it to "
+                "false"
+            )
+        places = itertools.count()
+        self.embedding = nn.Embedding(inputs.vocabulary_size, settings.embedding)
+        self.input_dropout = Dropout(regularization.input_dropout, settings.embedding, next(places))
+        self.layers, self.dropouts, width = _stack(cell, settings, settings.embedding, regularization, places)
+        self.head = nn.Linear(width, inputs.vocabulary_size)
+
+    def forward(self, batch: Batch, key_B: Tensor | None = None) -> Tensor:
+        """Logits [B, T, V] of the token after each of the first T of `tokens` [B, T + 1]."""
+        return self._run(batch["tokens"][:, :-1], key_B, self.start(len(batch["tokens"])))[0]
+
+    def start(self, num_rows: int) -> States:
+        """The state of texts of which nothing has been read."""
+        return (None,) * len(self.layers)
+
+    def step(self, tokens_BT: Tensor, state: States) -> tuple[Tensor, States]:
+        """Logits [B, T, V] of what comes after each of the next tokens, and the state after them."""
+        return self._run(tokens_BT, None, state)
+
+    def _run(self, tokens_BT: Tensor, key_B: Tensor | None, before: States) -> tuple[Tensor, States]:
+        x_BTH = _over_steps(self.input_dropout, self.embedding(tokens_BT), key_B)
+        after = []
+        # float32 whatever the precision: rounding errors add up over the steps
+        with torch.autocast(x_BTH.device.type, enabled=False):
+            for layer, dropout, state in zip(self.layers, self.dropouts, before, strict=True):
+                x_BTH, state = layer(x_BTH, state)
+                x_BTH = _over_steps(dropout, x_BTH, key_B)
+                after.append(state)
+        return self.head(x_BTH), tuple(after)
+
+
+def build_recurrent(
+    cell: Cell, settings: RecurrentSettings, inputs: InputSpec, regularization: RegularizationSettings
+) -> nn.Module:
+    """The network for these inputs.
+
+    Raises:
+        JobError: the features have no sequence, or a language model is to read in both directions.
+    """
+    network = RecurrentLanguageModel if inputs.task == "language_modeling" else Recurrent
+    return network(cell, settings, inputs, regularization)
+
+
+def _stack(
+    cell: Cell,
+    settings: RecurrentSettings,
+    width: int,
+    regularization: RegularizationSettings,
+    places: Iterator[int],
+) -> tuple[nn.ModuleList, nn.ModuleList, int]:
+    """Layers for inputs of that width, the dropout behind each, and the width of what they give."""
+    layers, dropouts = nn.ModuleList(), nn.ModuleList()
+    for _ in range(settings.layers):
+        layer = cell(width)
+        initialize(layer)
+        layers.append(layer)
+        width = settings.hidden * (2 if settings.bidirectional else 1)
+        dropouts.append(Dropout(regularization.dropout, width, next(places)))
+    return layers, dropouts, width
 
 
 def _over_steps(dropout: nn.Module, x_BTH: Tensor, key_B: Tensor | None) -> Tensor:

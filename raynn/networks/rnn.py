@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import nn
 
-from raynn.networks.recurrent import Recurrent, RecurrentSettings
+from raynn.networks.recurrent import RecurrentSettings, build_recurrent
 from raynn.preprocessing import InputSpec
 from raynn.regularization import RegularizationSettings
 
@@ -22,7 +22,7 @@ def build(settings: RnnSettings, inputs: InputSpec, regularization: Regularizati
     """The network for these inputs.
 
     Raises:
-        JobError: the features have no sequence.
+        JobError: the features have no sequence, or a language model is to read in both directions.
     """
 
     def cell(width: int) -> nn.RNNBase:
@@ -36,4 +36,4 @@ def build(settings: RnnSettings, inputs: InputSpec, regularization: Regularizati
             bidirectional=settings.bidirectional,
         )
 
-    return Recurrent(cell, settings, inputs, regularization)
+    return build_recurrent(cell, settings, inputs, regularization)
