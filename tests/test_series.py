@@ -323,8 +323,8 @@ def replaced(column: str, row: int, value: Any) -> pa.Table:
             TABLE,
             {"group": "station"},
             JobError,
-            "data.group = 'station' is not for forecasting, whose splits are by time: remove it, or name the column that "
-            "tells series apart in data.series",
+            "data.group = 'station' is not for forecasting, whose splits are by time: remove it, or name the column "
+            "that tells series apart in data.series",
         ),
         (
             TABLE,
@@ -365,8 +365,8 @@ def replaced(column: str, row: int, value: Any) -> pa.Table:
             replaced("time", 3, "tomorrow"),
             {},
             DataError,
-            "data.time = 'time': 1 of 60 rows hold no time, the first {file}, row 3: 'tomorrow'; write dates as 2024-05-31 "
-            "or 2024-05-31 12:00, or whole numbers, in every row",
+            "data.time = 'time': 1 of 60 rows hold no time, the first {file}, row 3: 'tomorrow'; write dates as "
+            "2024-05-31 or 2024-05-31 12:00, or whole numbers, in every row",
         ),
         (
             replaced("time", 3, None),
@@ -378,15 +378,15 @@ def replaced(column: str, row: int, value: Any) -> pa.Table:
             replaced("time", 3, times(5)[4]),
             {},
             DataError,
-            "data.time = 'time': 1 times are there twice, the first 2024-01-01 04:00:00 in {file}, row 3, and {file}, row "
-            "4; drop one of them, or name the column that tells series apart in data.series",
+            "data.time = 'time': 1 times are there twice, the first 2024-01-01 04:00:00 in {file}, row 3, and {file}, "
+            "row 4; drop one of them, or name the column that tells series apart in data.series",
         ),
         (
             replaced("time", 3, times(5)[4]),
             {"series": "station"},
             DataError,
-            "data.time = 'time': 1 times of series 'Brest' are there twice, the first 2024-01-01 04:00:00 in {file}, row 3, "
-            "and {file}, row 4; drop one of them",
+            "data.time = 'time': 1 times of series 'Brest' are there twice, the first 2024-01-01 04:00:00 in {file}, "
+            "row 3, and {file}, row 4; drop one of them",
         ),
         (
             replaced("station", 7, None),
@@ -398,15 +398,15 @@ def replaced(column: str, row: int, value: Any) -> pa.Table:
             TABLE,
             {"window": 60},
             DataError,
-            "data.window = 60 and data.horizon = 2 take 62 steps in a row, and the longest run of training steps is 54; "
-            "set data.window to at most 52",
+            "data.window = 60 and data.horizon = 2 take 62 steps in a row, and the longest run of training steps is "
+            "54; set data.window to at most 52",
         ),
         (
             TABLE,
             {"horizon": 60},
             DataError,
-            "data.window = 4 and data.horizon = 60 take 64 steps in a row, and the longest run of training steps is 54; "
-            "shorten both, or give longer series",
+            "data.window = 4 and data.horizon = 60 take 64 steps in a row, and the longest run of training steps is "
+            "54; shorten both, or give longer series",
         ),
         (
             TABLE,
@@ -419,8 +419,8 @@ def replaced(column: str, row: int, value: Any) -> pa.Table:
             TABLE,
             {"validation": 0.2, "test": 0.02},
             DataError,
-            "data.test holds no window: data.horizon = 2 of its steps in a row are predicted, from the 4 before them, and "
-            "its longest run is 1; make it longer, or set data.horizon to at most 1",
+            "data.test holds no window: data.horizon = 2 of its steps in a row are predicted, from the 4 before them, "
+            "and its longest run is 1; make it longer, or set data.horizon to at most 1",
         ),
         (
             replaced("height", 30, None),
@@ -450,6 +450,6 @@ def test_a_row_that_cannot_be_read_has_no_place(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         prepare_series(understand_series(data, tmp_path), LocalDriver())
     assert str(error.value) == (
-        f"{tmp_path / 't.csv'}, row 19: 3 fields, the header has 7: '2024-01-01,too,few': a row that cannot be read has no "
-        "place in a series, so that data.max_bad_rows cannot help; mend the row"
+        f"{tmp_path / 't.csv'}, row 19: 3 fields, the header has 7: '2024-01-01,too,few': a row that cannot be read "
+        "has no place in a series, so that data.max_bad_rows cannot help; mend the row"
     )

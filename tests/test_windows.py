@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ def encoded_windows(cuts: list[int]) -> tuple[EncodedWindows, np.ndarray]:
     """Twenty steps of two numbers, in blocks cut there, and windows of 4 that begin at every step but the seventh."""
     values_S2 = np.arange(40, dtype=np.float32).reshape(20, 2)
     bounds = [0, *cuts, 20]
-    parts = [values_S2[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    parts = [values_S2[a:b] for a, b in pairwise(bounds)]
     blocks = [pa.table({"target": pa.FixedSizeListArray.from_arrays(pa.array(part.reshape(-1)), 2)}) for part in parts]
     start_N = np.array([start for start in range(17) if start != 7])
     plan = WindowPlan(start_N, start_N + 4, {"number": start_N * 100})
