@@ -107,8 +107,8 @@ def test_columns_and_sources_are_taken_at_their_word() -> None:
         (
             {"validation": {"since": 6, "until": 6}},
             JobError,
-            "data.validation = {since: 6, until: 6} holds no time: `since` must be before `until`, the first time after "
-            "it",
+            "data.validation = {since: 6, until: 6} holds no time: `since` must be before `until`, the first time "
+            "after it",
         ),
         (
             {"validation": {"since": "soon"}},
