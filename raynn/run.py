@@ -182,10 +182,12 @@ class Run:
         self.model.eval()
         device = next(self.model.parameters()).device
         outputs = [np.zeros((0, self.preprocessing.input_spec.num_outputs), np.float32)]
-        for batch, _ in evaluation_batches(shard, evaluation_batch_rows(self.job), device):
+        order = shard.by_length()
+        for batch, _ in evaluation_batches(shard, evaluation_batch_rows(self.job), device, order):
             with precision(self.job, device):
                 outputs.append(self.model(batch).float().cpu().numpy())
-        return np.concatenate(outputs)
+        outputs_NK = np.concatenate(outputs)
+        return outputs_NK if order is None else outputs_NK[order.argsort().cpu().numpy()]
 
     @torch.no_grad()
     def _language_columns(self, tokens: Any) -> dict[str, pa.Array]:

@@ -40,6 +40,7 @@ class NetworkSpec:
     inputs: tuple[str, ...]
     needs: tuple[str, ...] = ()  # at least one column of these kinds
     any_length: bool = False  # gains nothing from knowing that all sequences have one length, so is never told
+    by_length: bool = False  # trains faster on pieces of like lengths; but for batch norm, rows do not see each other
     defaults: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -61,6 +62,7 @@ NETWORKS: dict[str, NetworkSpec] = {
         tasks=("classification", "regression"),
         inputs=("image", "sequence", "numeric", "categorical", "date"),
         needs=("image", "sequence"),
+        by_length=True,
         defaults={"regularization": {"dropout": 0.25, "weight_decay": 1e-2}},
     ),
     "rnn": NetworkSpec(
@@ -71,6 +73,7 @@ NETWORKS: dict[str, NetworkSpec] = {
         inputs=("sequence", "numeric", "categorical", "date"),
         needs=("sequence",),
         any_length=True,
+        by_length=True,
         defaults=RECURRENT_DEFAULTS,
     ),
     "lstm": NetworkSpec(
@@ -81,6 +84,7 @@ NETWORKS: dict[str, NetworkSpec] = {
         inputs=("sequence", "numeric", "categorical", "date"),
         needs=("sequence",),
         any_length=True,
+        by_length=True,
         defaults=RECURRENT_DEFAULTS,
     ),
     "text_generator": NetworkSpec(
