@@ -5,7 +5,7 @@ Shapes: B rows of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,8 @@ from raynn.randomness import row_keys
 from raynn.shards import Shard
 
 EVALUATION_SEED = 0
+STEP_ROWS = 4  # what a step costs beside its rows, in rows
+WORTHWHILE = 1.2
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,44 @@ class TrainingShard:
             yield self.shard.gathered(rows_B, workers.device), key_B
 
 
+Piece = tuple[dict[str, Tensor], Tensor]  # rows of a batch and their keys
+
+
+def pieces(batch: dict[str, Tensor], key_B: Tensor, at_least: int, ragged: Sequence[str] = ()) -> list[Piece]:
+    """The rows of a batch in `at_least` pieces, as far as there are rows. Sequences of different lengths, the columns
+    `ragged`, in as many as pay, each of rows whose lengths are alike, cut to the longest of them.
+    """
+    if ragged:
+        order_B = batch["length"].argsort(stable=True)
+        at_least = max(at_least, pieces_that_pay(batch["length"][order_B].tolist()))
+        batch, key_B = {name: x[order_B] for name, x in batch.items()}, key_B[order_B]
+    num_pieces = min(at_least, len(key_B))
+    parts = zip(*(x.chunk(num_pieces) for x in batch.values()), strict=True)
+    found = [dict(zip(batch, part, strict=True)) for part in parts]
+    for piece in found if ragged else ():
+        longest = max(1, int(piece["length"].max()))
+        piece.update({name: piece[name][:, :longest] for name in ragged})
+    return list(zip(found, key_B.chunk(num_pieces), strict=True))
+
+
+def pieces_that_pay(lengths: list[int]) -> int:
+    """Into how many pieces rows of these ascending lengths are best cut: a piece takes as many steps as its longest
+    row has, and a step the time of its rows and of STEP_ROWS more.
+
+    A training step over 64 sequences of 5 to 500 steps, in 1, 2, 4 and 8 pieces (2 cores, one thread): lstm of 128
+    units 519, 396, 280, 200 ms; in both directions 1,067, 654, 418, 400 ms; cnn without normalization 108, 81, 74,
+    80 ms; feedforward 15 ms each.
+    """
+
+    def cost(num_pieces: int) -> int:
+        rows = -(-len(lengths) // num_pieces)
+        parts = [lengths[start : start + rows] for start in range(0, len(lengths), rows)]
+        return sum(part[-1] * (len(part) + STEP_ROWS) for part in parts)
+
+    best = min((1, 2, 4, 8), key=cost)
+    return best if cost(1) > WORTHWHILE * cost(best) else 1
+
+
 def evaluation_rows(num_rows: int, rank: int, num_workers: int) -> tuple[int, int]:
     """First and one past the last row that a worker evaluates: every row belongs to exactly one worker."""
     bounds = contiguous_bounds(num_rows, num_workers)
@@ -47,14 +87,14 @@ def evaluation_rows(num_rows: int, rank: int, num_workers: int) -> tuple[int, in
 
 
 def evaluation_batches(
-    shard: Shard, rows_per_batch: int, device: torch.device
+    shard: Shard, rows_per_batch: int, device: torch.device, order: Tensor | None = None
 ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-    """The shard's rows in order, none left out, with keys [B] that depend on the row alone: a network that draws noise
-    to be scored draws the same each time.
+    """The shard's rows, none left out, in `order` or as they are, with keys [B] that depend on the row alone: a network
+    that draws noise to be scored draws the same each time.
     """
-    rows = torch.arange(shard.num_rows, device=device if shard.residence == "device" else None)
-    numbers = np.arange(shard.first_row, shard.first_row + shard.num_rows)
-    keys = torch.from_numpy(row_keys(EVALUATION_SEED, 0, numbers)).to(device)
-    for rows_B, key_B in zip(rows.split(rows_per_batch), keys.split(rows_per_batch), strict=True):
+    if order is None:
+        order = torch.arange(shard.num_rows, device=device if shard.residence == "device" else None)
+    keys = torch.from_numpy(row_keys(EVALUATION_SEED, 0, order.cpu().numpy() + shard.first_row)).to(device)
+    for rows_B, key_B in zip(order.split(rows_per_batch), keys.split(rows_per_batch), strict=True):
         if len(rows_B):
             yield shard.gathered(rows_B, device), key_B

@@ -231,13 +231,14 @@ class Run:
         """Outputs [N, K], or of a forecast [N, H, K], of the network, a batch at a time."""
         self.model.eval()
         device = next(self.model.parameters()).device
-        outputs = []
-        for batch, _ in evaluation_batches(shard, evaluation_batch_rows(self.job), device):
+        outputs, order = [], shard.by_length()
+        for batch, _ in evaluation_batches(shard, evaluation_batch_rows(self.job), device, order):
             with precision(self.job, device):
                 outputs.append(self.model(batch).float().cpu().numpy())
         if not outputs:
             return np.zeros((0, self.preprocessing.input_spec.num_outputs), np.float32)
-        return np.concatenate(outputs)
+        whole = np.concatenate(outputs)
+        return whole if order is None else whole[order.argsort().cpu().numpy()]
 
     @torch.no_grad()
     def _language_columns(self, tokens: Any) -> dict[str, pa.Array]:

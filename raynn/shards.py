@@ -68,6 +68,21 @@ class Shard:
     num_rows: int
     residence: str
 
+    @property
+    def ragged(self) -> tuple[str, ...]:
+        """The columns of sequences whose lengths differ."""
+        return tuple(n for n, t in self.tensors.items() if isinstance(t, RaggedTensor) and t.length is None)
+
+    def by_length(self) -> Tensor | None:
+        """All rows, those of the longest sequences first, so that neighbors need little padding. None where all lengths
+        are alike.
+        """
+        if not self.ragged:
+            return None
+        column = self.tensors[self.ragged[0]]
+        assert isinstance(column, RaggedTensor)
+        return (column.stop_N - column.start_N).argsort(descending=True, stable=True)
+
     def gathered(self, rows: Tensor, device: torch.device) -> dict[str, Tensor]:
         """The batch of these rows (0 is the shard's first), on `device`."""
         batch: dict[str, Tensor] = {}

@@ -7,7 +7,8 @@ import pytest
 import torch
 from rows import CPU, arrays, part, pieces, shard_of, steps_of
 
-from raynn.batches import EVALUATION_SEED, TrainingShard, evaluation_batches, evaluation_rows
+from raynn import batches
+from raynn.batches import EVALUATION_SEED, TrainingShard, evaluation_batches, evaluation_rows, pieces_that_pay
 from raynn.collectives import Workers
 from raynn.lanes import Lanes
 from raynn.randomness import row_keys
@@ -63,6 +64,63 @@ def test_a_worker_without_rows_to_evaluate_has_no_batch(tmp_path: Path) -> None:
     assert evaluation_rows(2, 0, 4) == (0, 0)
     empty = build_shard(iter([]), 0, 0, folder=tmp_path, device=CPU)
     assert list(evaluation_batches(empty, 4, CPU)) == []
+
+
+def test_evaluation_in_the_order_of_length(tmp_path: Path) -> None:
+    whole = arrays(17)
+    shard = shard_of(whole, tmp_path, "memory", first_row=100)
+    order = shard.by_length()
+    assert order is not None
+    lengths, seen = [], []
+    for batch, key_B in evaluation_batches(shard, 4, CPU, order):
+        np.testing.assert_array_equal(key_B.numpy(), row_keys(EVALUATION_SEED, 0, batch["target"].numpy() + 100))
+        lengths += batch["length"].tolist()
+        seen += batch["target"].tolist()
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[0] > lengths[-1]
+    assert seen == order.tolist()
+    assert sorted(seen) == list(range(17))
+    on_disk = shard_of(whole, tmp_path, "disk").by_length()
+    assert on_disk is not None
+    assert torch.equal(on_disk, order)
+    even = {name: x for name, x in whole.items() if name != "sequence"}
+    assert shard_of(even, tmp_path, "memory").by_length() is None
+
+
+def test_pieces_of_like_lengths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    whole = arrays(17)
+    batch = shard_of(whole, tmp_path, "memory").gathered(torch.arange(17), CPU)
+    key_B = torch.arange(17) * 7
+    assert [len(key) for _, key in batches.pieces(batch, key_B, 1)] == [17]
+    monkeypatch.setattr(batches, "pieces_that_pay", lambda lengths: 4)
+    for at_least, sizes in ((1, [5, 5, 5, 2]), (6, [3, 3, 3, 3, 3, 2])):
+        found = batches.pieces(batch, key_B, at_least, ("sequence",))
+        assert [len(key) for _, key in found] == sizes
+        lengths = [length for piece, _ in found for length in piece["length"].tolist()]
+        assert lengths == sorted(lengths)
+        seen = []
+        for piece, key in found:
+            assert piece["sequence"].shape[1] == max(1, int(piece["length"].max()))
+            for row, x_TC, length in zip(piece["target"].tolist(), piece["sequence"], piece["length"], strict=True):
+                np.testing.assert_array_equal(x_TC[:length].numpy(), steps_of(whole, row))
+            assert torch.equal(key, piece["target"] * 7)
+            seen += piece["target"].tolist()
+        assert sorted(seen) == list(range(17))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "num_pieces"),
+    [
+        ([7] * 64, 1),
+        (list(range(10, 26)), 1),
+        ([5] * 60 + [500] * 4, 8),
+        (list(range(5, 500, 8)), 4),
+        ([0] * 3, 1),
+        ([9], 1),
+    ],
+)
+def test_rows_are_cut_where_it_pays(lengths: list[int], num_pieces: int) -> None:
+    assert pieces_that_pay(lengths) == num_pieces
 
 
 @pytest.mark.gpu

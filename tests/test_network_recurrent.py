@@ -128,20 +128,19 @@ def reference(model: Recurrent, cell: str, pooling: str, x_TC: np.ndarray) -> np
     """The vector that the head sees of one sequence, without the table."""
     for layer in model.layers:
         outputs, last = [], []
-        for direction in ("", "_reverse") if layer.bidirectional else ("",):
+        for backward, way in enumerate(layer.ways):
             weight = {
-                name.removesuffix(f"_l0{direction}"): parameter.detach().double().numpy()
-                for name, parameter in layer.named_parameters()
-                if name.endswith(f"_l0{direction}")
+                name.removesuffix("_l0"): parameter.detach().double().numpy()
+                for name, parameter in way.named_parameters()
             }
             assert len(weight) == 4
             state: Any = (np.zeros(5), np.zeros(5))
             steps = []
-            for x in x_TC[::-1] if direction else x_TC:
+            for x in x_TC[::-1] if backward else x_TC:
                 state, h = STEPS[cell](x, state, weight)
                 steps.append(h)
             last.append(steps[-1])
-            outputs.append(np.stack(steps[::-1] if direction else steps))
+            outputs.append(np.stack(steps[::-1] if backward else steps))
         x_TC = np.concatenate(outputs, axis=1)
     if pooling == "last":
         return np.concatenate(last)
@@ -195,7 +194,7 @@ def test_every_layer_drops_a_feature_at_all_steps_alike(place: str) -> None:
         layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     batch = batch_of([6] * 12)
     model(batch, keys(12))
-    first_BTF, second_BTF = (nn.utils.rnn.pad_packed_sequence(packed, batch_first=True)[0] for packed in seen)
+    first_BTF, second_BTF = seen
     silenced_BTF = (first_BTF if place == "input_dropout" else second_BTF) == 0
     assert 0 < int(silenced_BTF.sum()) < silenced_BTF.numel()
     assert torch.equal(silenced_BTF, silenced_BTF[:, :1].expand_as(silenced_BTF))
@@ -238,7 +237,8 @@ def test_initial_weights(cell: str, bidirectional: bool) -> None:
     gates = {"lstm": 4, "gru": 3}.get(cell, 1)
     names = [name for layer in model.layers for name, _ in layer.named_parameters()]
     assert len(names) == 2 * 4 * (2 if bidirectional else 1)
-    for layer, (name, parameter) in ((each, pair) for each in model.layers for pair in each.named_parameters()):
+    ways = [way for layer in model.layers for way in layer.ways]
+    for layer, (name, parameter) in ((each, pair) for each in ways for pair in each.named_parameters()):
         if name.startswith("weight_hh"):
             parts = parameter.detach().split(layer.hidden_size)
             assert len(parts) == gates
@@ -258,7 +258,7 @@ def test_decay_shrinks_the_weights_and_spares_biases(cell: str) -> None:
     model = build(cell, layers=2, bidirectional=True, pooling="attention")
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decayed, exempt = ({names[id(p)] for p in group} for group in decayed_and_exempt(model))
-    layers = [f"layers.{i}.weight_{part}_l0{way}" for i in (0, 1) for part in ("ih", "hh") for way in ("", "_reverse")]
+    layers = [f"layers.{i}.ways.{way}.weight_{part}_l0" for i in (0, 1) for part in ("ih", "hh") for way in (0, 1)]
     assert decayed == {*layers, "score.weight", "head.weight"}
     assert exempt == set(names.values()) - decayed
     assert all("bias" in name for name in exempt)

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from walks import walks
 
+from raynn import batches
 from raynn.job import Job
 from raynn.prediction import predict
 from raynn.run import evaluate, open_run
@@ -132,16 +133,31 @@ def test_rows_without_steps_are_predicted_as_nothing(tmp_path: Path) -> None:
     assert run.predict(good.slice(0, 0)).num_rows == 0
 
 
-def test_gradients_accumulate_over_pieces_of_a_ragged_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("network", [{"kind": "lstm", "hidden": 8}, {"kind": "cnn", "normalization": "group"}])
+def test_pieces_of_a_ragged_batch_add_up(
+    network: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = write(walks(), tmp_path / "walks.parquet")
     job = {
         "data": {"train": str(data), "target": "distance", "columns": {"place": "ignore"}},
-        "network": {"kind": "lstm", "hidden": 8},
+        "network": network,
         "optimization": {"global_batch_size": 32, "max_epochs": 2},
         "resources": {"gpus_per_worker": 0},
         "storage": str(tmp_path / "runs"),
     }
     whole = train(Job.from_dict(job))
     pieces = train(Job.from_dict({**job, "optimization": {**job["optimization"], "accumulate": 4}}))  # type: ignore[dict-item]
-    for one, other in zip(history(whole), history(pieces), strict=True):
-        assert other == pytest.approx(one, rel=1e-5)
+    monkeypatch.setattr(batches, "pieces_that_pay", lambda lengths: 3)
+    by_length = train(Job.from_dict(job))
+    assert history(by_length) != history(whole), "sums in another order"
+    for other in (pieces, by_length):
+        for a, b in zip(history(whole), history(other), strict=True):
+            assert b == pytest.approx(a, rel=1e-4)
+
+
+def test_networks_that_normalize_batches_see_them_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write(walks(), tmp_path / "walks.parquet")
+    network = {"kind": "cnn", "channels": [4], "normalization": "batch"}
+    whole = trained(data, tmp_path / "a", network)
+    monkeypatch.setattr(batches, "pieces_that_pay", lambda lengths: 3)
+    assert history(trained(data, tmp_path / "b", network)) == history(whole)

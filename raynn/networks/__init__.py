@@ -48,6 +48,7 @@ class NetworkSpec:
     inputs: tuple[str, ...]
     needs: tuple[str, ...] = ()  # at least one column of these kinds
     any_length: bool = False  # gains nothing from knowing that all sequences have one length, so is never told
+    by_length: bool = False  # trains faster on pieces of like lengths; but for batch norm, rows do not see each other
     defaults: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -69,6 +70,7 @@ NETWORKS: dict[str, NetworkSpec] = {
         tasks=("classification", "regression", "forecasting"),
         inputs=("image", "sequence", "numeric", "categorical", "date"),
         needs=("image", "sequence"),
+        by_length=True,
         defaults={"regularization": {"dropout": 0.25, "weight_decay": 1e-2}},
     ),
     "rnn": NetworkSpec(
@@ -79,6 +81,7 @@ NETWORKS: dict[str, NetworkSpec] = {
         inputs=("sequence", "numeric", "categorical", "date"),
         needs=("sequence",),
         any_length=True,
+        by_length=True,
         defaults=RECURRENT_DEFAULTS,
     ),
     "lstm": NetworkSpec(
@@ -89,6 +92,7 @@ NETWORKS: dict[str, NetworkSpec] = {
         inputs=("sequence", "numeric", "categorical", "date"),
         needs=("sequence",),
         any_length=True,
+        by_length=True,
         defaults=RECURRENT_DEFAULTS,
     ),
     "image_generator": NetworkSpec(

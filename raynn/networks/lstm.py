@@ -25,6 +25,6 @@ def build(settings: LstmSettings, inputs: InputSpec, regularization: Regularizat
     """
 
     def cell(width: int) -> nn.RNNBase:
-        return nn.LSTM(width, settings.hidden, batch_first=True, bidirectional=settings.bidirectional)
+        return nn.LSTM(width, settings.hidden, batch_first=True)
 
     return build_recurrent(cell, settings, inputs, regularization)

@@ -6,13 +6,12 @@ Shapes: B rows, T steps, F channels, H hidden units of a layer (both directions)
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from raynn.errors import JobError
 from raynn.networks.inputs import Batch, TableEmbedding
@@ -22,7 +21,7 @@ from raynn.regularization import Dropout, RegularizationSettings
 from raynn.settings import Settings
 
 Width = Annotated[int, Field(ge=1)]
-Cell = Callable[[int], nn.RNNBase]  # one layer, for inputs of that width
+Cell = Callable[[int], nn.RNNBase]  # one layer in one direction, for inputs of that width
 States = tuple[Any, ...]  # of each layer after the tokens read; None before the first
 
 
@@ -38,6 +37,43 @@ class RecurrentSettings(Settings):
         Literal["last", "mean", "max", "attention"],
         Field(description="from all steps to one vector; last: each direction's state after its last step"),
     ] = "last"
+
+
+class Layer(nn.Module):
+    """Reads every sequence forward and, of two ways, backward from the last step that is there.
+
+    What stands behind a sequence is read after it and then left out. torch's packed sequences read less and take longer
+    on a CPU, the more the longer they are: a training step of an LSTM of 128 units over 64 sequences of 5 to 100 steps
+    took 155 ms packed and 36 ms so, of 5 to 500 steps 2,671 and 715 ms (2 cores, one thread).
+    """
+
+    def __init__(self, cell: Cell, width: int, ways: int) -> None:
+        super().__init__()
+        cells = [cell(width) for _ in range(ways)]
+        for way in cells:
+            initialize(way)
+        self.ways = nn.ModuleList(cells)
+
+    def forward(self, x_BTH: Tensor, length_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [B, T, H] of both ways side by side, and each way's last [B, H]."""
+        features, lasts = [], []
+        for place, way in enumerate(self.ways):
+            y_BTH, _ = way(_reversed(x_BTH, length_B) if place else x_BTH)
+            lasts.append(_steps_at(y_BTH, length_B[:, None] - 1).squeeze(1))
+            features.append(_reversed(y_BTH, length_B) if place else y_BTH)
+        return torch.cat(features, dim=2), torch.cat(lasts, dim=1)
+
+
+def _reversed(x_BTH: Tensor, length_B: Tensor) -> Tensor:
+    """The steps that are there in reverse, the padding where it was."""
+    place_T = torch.arange(x_BTH.shape[1], device=x_BTH.device)
+    back_BT = length_B[:, None] - 1 - place_T
+    return _steps_at(x_BTH, torch.where(back_BT >= 0, back_BT, place_T))
+
+
+def _steps_at(x_BTH: Tensor, place_BN: Tensor) -> Tensor:
+    """Those steps of each row [B, N, H]."""
+    return x_BTH.gather(1, place_BN[:, :, None].expand(-1, -1, x_BTH.shape[2]))
 
 
 class Recurrent(nn.Module):
@@ -58,7 +94,12 @@ class Recurrent(nn.Module):
         places = itertools.count()
         width = inputs.sequence_TC[1]
         self.input_dropout = Dropout(regularization.input_dropout, width, next(places))
-        self.layers, self.dropouts, width = _stack(cell, settings, width, regularization, places)
+        ways = 2 if settings.bidirectional else 1
+        self.layers, self.dropouts = nn.ModuleList(), nn.ModuleList()
+        for _ in range(settings.layers):
+            self.layers.append(Layer(cell, width, ways))
+            width = settings.hidden * ways
+            self.dropouts.append(Dropout(regularization.dropout, width, next(places)))
         self.pooling = settings.pooling
         self.score = nn.Linear(width, 1) if settings.pooling == "attention" else None
         self.table = TableEmbedding(inputs)
@@ -72,14 +113,10 @@ class Recurrent(nn.Module):
         with torch.autocast(x_BTH.device.type, enabled=False):
             x_BTH = x_BTH.to(self.head.weight.dtype)
             for layer, dropout in zip(self.layers, self.dropouts, strict=True):
-                # packed: no layer sees a step of padding, in either direction
-                packed = pack_padded_sequence(x_BTH, length_B.cpu(), batch_first=True, enforce_sorted=False)
-                packed, state = layer(packed)
-                x_BTH, _ = pad_packed_sequence(packed, batch_first=True, total_length=x_BTH.shape[1])
+                x_BTH, last_BH = layer(x_BTH, length_B)
                 x_BTH = _over_steps(dropout, x_BTH, key_B)
-            last_DBH = state[0] if isinstance(state, tuple) else state
             if self.pooling == "last":
-                x_BH = self.dropouts[-1](torch.cat(list(last_DBH), dim=1), key_B)
+                x_BH = self.dropouts[-1](last_BH, key_B)
             else:
                 x_BH = self._pooled(x_BTH, length_B)
         return self.head(torch.cat([x_BH, *self.table(batch)], dim=1))
@@ -113,7 +150,14 @@ class RecurrentLanguageModel(nn.Module):
         places = itertools.count()
         self.embedding = nn.Embedding(inputs.vocabulary_size, settings.embedding)
         self.input_dropout = Dropout(regularization.input_dropout, settings.embedding, next(places))
-        self.layers, self.dropouts, width = _stack(cell, settings, settings.embedding, regularization, places)
+        width = settings.embedding
+        self.layers, self.dropouts = nn.ModuleList(), nn.ModuleList()
+        for _ in range(settings.layers):
+            layer = cell(width)
+            initialize(layer)
+            self.layers.append(layer)
+            width = settings.hidden
+            self.dropouts.append(Dropout(regularization.dropout, width, next(places)))
         self.head = nn.Linear(width, inputs.vocabulary_size)
 
     def forward(self, batch: Batch, key_B: Tensor | None = None) -> Tensor:
@@ -150,24 +194,6 @@ def build_recurrent(
     """
     network = RecurrentLanguageModel if inputs.task == "language_modeling" else Recurrent
     return network(cell, settings, inputs, regularization)
-
-
-def _stack(
-    cell: Cell,
-    settings: RecurrentSettings,
-    width: int,
-    regularization: RegularizationSettings,
-    places: Iterator[int],
-) -> tuple[nn.ModuleList, nn.ModuleList, int]:
-    """Layers for inputs of that width, the dropout behind each, and the width of what they give."""
-    layers, dropouts = nn.ModuleList(), nn.ModuleList()
-    for _ in range(settings.layers):
-        layer = cell(width)
-        initialize(layer)
-        layers.append(layer)
-        width = settings.hidden * (2 if settings.bidirectional else 1)
-        dropouts.append(Dropout(regularization.dropout, width, next(places)))
-    return layers, dropouts, width
 
 
 def _over_steps(dropout: nn.Module, x_BTH: Tensor, key_B: Tensor | None) -> Tensor:

@@ -27,13 +27,7 @@ def build(settings: RnnSettings, inputs: InputSpec, regularization: Regularizati
 
     def cell(width: int) -> nn.RNNBase:
         if settings.cell == "gru":
-            return nn.GRU(width, settings.hidden, batch_first=True, bidirectional=settings.bidirectional)
-        return nn.RNN(
-            width,
-            settings.hidden,
-            nonlinearity=settings.cell,
-            batch_first=True,
-            bidirectional=settings.bidirectional,
-        )
+            return nn.GRU(width, settings.hidden, batch_first=True)
+        return nn.RNN(width, settings.hidden, nonlinearity=settings.cell, batch_first=True)
 
     return build_recurrent(cell, settings, inputs, regularization)
