@@ -104,10 +104,16 @@ def test_rows_are_drawn_each_from_its_own_distribution() -> None:
         assert torch.equal(together, torch.cat(alone))
 
 
-@pytest.mark.parametrize("sampling", [MOST_LIKELY, Sampling(top_k=1), Sampling(top_p=1e-9), Sampling(1e-300)])
+def test_a_border_belongs_to_the_less_likely_token() -> None:
+    logits_BV = torch.tensor([[0.0, 0.0, -math.inf]]).expand(4, -1)
+    uniform_B = torch.tensor([0.0, 0.4999, 0.5, 0.9999])
+    assert sample(logits_BV, uniform_B, Sampling()).tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("sampling", [MOST_LIKELY, Sampling(top_k=1), Sampling(top_p=1e-9), Sampling(1e-308)])
 def test_the_likeliest_token_and_of_equal_ones_the_first(sampling: Sampling) -> None:
     logits_BV = torch.tensor([[0.0, 2.0, 1.0, 2.0], [-5.0, -7.0, -5.0, -6.0]])
-    for uniform in (0.0, 0.499 if sampling.temperature == 1e-300 else 0.9999):
+    for uniform in (0.0, 0.499 if sampling.temperature == 1e-308 else 0.9999):
         assert sample(logits_BV, torch.full((2,), uniform), sampling).tolist() == [1, 0]
 
 
@@ -154,12 +160,12 @@ def test_a_model_is_told_each_token_once() -> None:
     class Listening(Chain):
         def step(self, tokens_BT: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
             told.append(tokens_BT)
+            assert not torch.is_grad_enabled()
             return super().step(tokens_BT, state)
 
     texts = generate_tokens(Listening(random_chain().logits_VV.detach()), [4, 2], 3, 5, Sampling())
     told_BT = torch.cat(told, dim=1)
     assert told_BT.tolist() == [[4, 2, *text[:-1]] for text in texts]
-    assert not any(tokens_BT.requires_grad for tokens_BT in told)
 
 
 def test_a_text_is_a_function_of_the_seed_and_its_number() -> None:

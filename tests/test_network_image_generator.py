@@ -289,6 +289,11 @@ def test_impossible_wishes_are_refused(architecture: str) -> None:
         with pytest.raises(JobError, match=r"^guidance = 1\.5 is of flow matching"):
             model.generate(1, guidance=1.5)
     else:
+        with pytest.raises(JobError, match=r"^steps = 0 must be at least 1; 20 are the job's$"):
+            model.generate(1, steps=0)
+        for guidance in (-1.0, float("nan")):
+            with pytest.raises(JobError, match=rf"^guidance = {guidance:g} must be at least 0; 2 is the job's$"):
+                model.generate(1, guidance=guidance)
         with pytest.raises(JobError, match=r"^guidance = 1\.5 asks for classes, and .*: leave it out$"):
             plain.generate(1, guidance=1.5)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import raynn.networks.vae
 from raynn.networks.image_generator import ImageGeneratorSettings, build
-from raynn.networks.vae import LatentBlock, Vae
+from raynn.networks.vae import LatentBlock, Vae, stages_of
 from raynn.preprocessing import InputSpec
 from raynn.regularization import RegularizationSettings
 
@@ -104,6 +104,20 @@ def test_the_first_loss_is_that_of_knowing_nothing() -> None:
     blind_B = -model.pixels.log_probability(torch.zeros(16, model.pixels.num_maps, 5, 6), image) / (90 * math.log(2))
     torch.testing.assert_close(loss_B2[:, 1], blind_B)
     assert (loss_B2 < 11).all(), "bits a dimension"
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "stages", "sizes"),
+    [
+        ((8, 9), (28, 28), [8, 9, 9, 9, 9, 9], [(28, 28), (14, 14), (7, 7), (4, 4), (2, 2), (1, 1)]),
+        ((8,), (3, 5), [8, 8, 8, 8], [(3, 5), (2, 3), (1, 2), (1, 1)]),
+        ((8, 9, 10), (1, 1), [8, 9, 10], [(1, 1), (1, 1), (1, 1)]),
+    ],
+)
+def test_the_smallest_map_is_one_place(
+    channels: tuple[int, ...], size: tuple[int, int], stages: list[int], sizes: list[tuple[int, int]]
+) -> None:
+    assert stages_of(channels, *size) == (stages, sizes)
 
 
 def test_beta_weighs_the_divergence() -> None:

@@ -108,6 +108,11 @@ class FlowMatching(ImageGenerator):
     def draw(self, key_B: Tensor, class_B: Tensor | None, steps: int | None, guidance: float | None) -> Tensor:
         """Pictures [B, C, H, W] in 0..255, not yet rounded."""
         strength = self.settings.guidance if guidance is None else guidance
+        num_steps = self.settings.steps if steps is None else steps
+        if num_steps < 1:
+            raise JobError(f"steps = {num_steps} must be at least 1; {self.settings.steps} are the job's")
+        if not strength >= 0:
+            raise JobError(f"guidance = {strength:g} must be at least 0; {self.settings.guidance:g} is the job's")
         if class_B is None and guidance is not None:
             raise JobError(
                 f"guidance = {guidance:g} asks for classes, and the model was trained without data.target: leave it out"
@@ -122,7 +127,7 @@ class FlowMatching(ImageGenerator):
             told, untold = self.velocity(x_BCHW.repeat(2, 1, 1, 1), time_B.repeat(2), both_B).chunk(2)
             return torch.lerp(untold, told, strength)
 
-        x_BCHW = integrate(velocity, self._noise(key_B), self.settings.steps if steps is None else steps)
+        x_BCHW = integrate(velocity, self._noise(key_B), num_steps)
         return x_BCHW * self.image.std_C11 + self.image.mean_C11
 
     def _noise(self, key_B: Tensor) -> Tensor:
