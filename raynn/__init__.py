@@ -68,6 +68,7 @@ data, worker and trainer, `wandb` in tracking alone.
     prediction.py      a source predicted to a file, here or over Ray Data
     export.py          the network for other programs
     samples.py         new texts and images from a trained generator
+    judgment.py        a generator's images, judged by a CNN of the same data
     check.py           what a machine, a job and raynn itself hold, said before training
     cli.py             the commands
 """

@@ -116,6 +116,10 @@ def evaluate(options: argparse.Namespace) -> tuple[Answer, str]:
     from raynn.run import evaluate as evaluate_run
 
     metrics = evaluate_run(options.run, options.data)
+    if options.judge is not None:
+        from raynn.judgment import judge
+
+        metrics |= judge(options.run, options.judge)
     return finite({"run": options.run, "metrics": metrics}), _metrics_line(metrics)
 
 
@@ -242,6 +246,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("evaluate", evaluate)
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("data", nargs="?", metavar="DATA", help="a source; default: the job's test set")
+    sub.add_argument(
+        "--judge", metavar="CNN_RUN", help="images: a CNN of the same data, that says how good samples are"
+    )
     sub = add("predict", predict)
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("data", metavar="DATA", help="a source; or test, validation, train: those rows of the job's data")

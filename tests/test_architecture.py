@@ -99,6 +99,7 @@ ORDER = (
     "prediction",
     "export",
     "samples",
+    "judgment",
     "check",
     "",  # raynn/__init__.py, the public names
     "cli",
