@@ -26,17 +26,22 @@ data, worker and trainer, `wandb` in tracking alone.
     columns.py         WHAT columns are: numeric, categorical, date, image, sequence
     tokens.py          text as bytes, characters, words or subwords, and back
     cleaning.py        raw rows to typed rows, and the reasons of bad ones
+    times.py           WHEN steps are: time columns, calendar fields, the times to come
     splits.py          WHICH rows train, validate, test
     hashing.py         one hash of 64-bit numbers
     summaries.py       what the training rows say, mergeable
     encodings.py       cleaned columns to the numbers a network reads
     ragged.py          sequences of different lengths, one after the other
     preprocessing.py   fitted on the training split, saved as JSON with the model
+    encoded.py         encoded examples in blocks, and the pieces that a worker takes
     preparation.py     from sources to encoded blocks: read, clean, split, fit, encode
     windows.py         windows of steps, cut lazily
     corpus.py          text to learn a language from: its tail held out, windows of tokens
     draft.py           a first job file for data that were looked at
+    series.py          tables of series: sorted, split by time, cut into windows
+    forecast.py        which steps are to be predicted from which, as tables
     lanes.py           which rows a global batch holds, whatever the number of workers
+    pictures.py        pictures as PNG files
     randomness.py      random numbers as a function of seed, epoch, row and place
     collectives.py     what the workers of one run do together
     regularization.py  every knob against overfitting, in one table for all networks
@@ -62,6 +67,7 @@ data, worker and trainer, `wandb` in tracking alone.
     image_quality.py   generated images against real ones, seen by a trained CNN
     prediction.py      a source predicted to a file, here or over Ray Data
     export.py          the network for other programs
+    samples.py         new texts and images from a trained generator
     check.py           what a machine, a job and raynn itself hold, said before training
     cli.py             the commands
 """

@@ -19,9 +19,8 @@ from raynn.regularization import RegularizationSettings
 from raynn.shards import free_memory_bytes
 from raynn.splits import NAMES, TRAIN
 from raynn.stopping import EarlyStoppingSettings
-from raynn.tasks import checked, prepare_job, understand_job
+from raynn.tasks import build_model, checked, prepare_job, understand_job
 from raynn.trainer import uses_ray
-from raynn.training import build_model
 
 Answer = dict[str, Any]
 

@@ -130,6 +130,20 @@ def predict(options: argparse.Namespace) -> tuple[Answer, str]:
     return answer, text
 
 
+def generate(options: argparse.Namespace) -> tuple[Answer, str]:
+    """New texts or images from a trained generator."""
+    from raynn.samples import IMAGE_OPTIONS, TEXT_OPTIONS
+    from raynn.samples import generate as generate_from
+
+    given = {name: getattr(options, name) for name in TEXT_OPTIONS + IMAGE_OPTIONS}
+    answer = generate_from(options.run, options.count, seed=options.seed, out=options.out, **given)
+    if "grid" in answer:
+        return answer, f"{len(answer['images'])} images, all in {answer['grid']}"
+    return answer, f"{len(answer['texts'])} texts in {answer['out']}" if "out" in answer else "\n\n".join(
+        answer["texts"]
+    )
+
+
 def export(options: argparse.Namespace) -> tuple[Answer, str]:
     """The network for other programs, checked against the run."""
     from raynn.export import export as export_run
@@ -233,6 +247,20 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("data", metavar="DATA", help="a source; or test, validation, train: those rows of the job's data")
     sub.add_argument("--out", required=True, metavar="FILE.parquet")
     sub.add_argument("--workers", type=_count, default=1, help="more than one predict through Ray Data")
+    sub = add("generate", generate)
+    sub.add_argument("run", metavar="RUN")
+    sub.add_argument("--count", type=_count, help="how many; default: 1 text, 64 images")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--out", metavar="PATH", help="texts: a file; images: a folder; default: images in the run folder")
+    sub.add_argument("--prompt", metavar="TEXT", help="what a text begins with")
+    sub.add_argument("--max-tokens", type=_count, help="of a text, after its prompt; default: 500")
+    sub.add_argument("--temperature", type=float, help="below 1 likelier tokens come oftener; 0: always the likeliest")
+    sub.add_argument("--top-k", type=int, help="only the k likeliest tokens")
+    sub.add_argument("--top-p", type=float, help="only the likeliest that together have this probability")
+    sub.add_argument("--stop", action="append", metavar="TEXT", help="ends a text, and is left out; may be repeated")
+    sub.add_argument("--class", dest="classes", action="append", metavar="LABEL", help="of the images; may be repeated")
+    sub.add_argument("--steps", type=_count, help="of the images' sampler")
+    sub.add_argument("--guidance", type=float, help="how strongly a class is asked for")
     sub = add("export", export)
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("--format", required=True, choices=("onnx", "torch_export"))

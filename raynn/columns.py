@@ -75,8 +75,8 @@ def infer_columns(
     _require_columns(schema.names, settings)
     if not sample.num_rows:
         raise DataError("the data hold no rows to infer columns from; name a source that holds some")
-    roles = {name: field for field, name in _named(settings) if field not in ("data.features", "data.columns")}
-    roles = {name: field for name, field in roles.items() if field != "data.known"}
+    inputs = ("data.features", "data.columns", "data.known")
+    roles = {name: field for field, name in _named(settings) if field not in inputs}
     for name in settings.features or ():
         if name in roles:
             raise DataError(f"data.features names {name!r}, which is {roles[name]} and so no input; take it out")

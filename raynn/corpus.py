@@ -24,21 +24,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raynn.columns import ColumnSpec, family_of, infer_columns
+from raynn.encoded import Blocks
 from raynn.encodings import TextEncoding, fit_text
 from raynn.errors import DataError, JobError
 from raynn.fragments import Fragment, schema_of
 from raynn.metrics import Task
-from raynn.preparation import (
-    BLOCK,
-    Blocks,
-    Driver,
-    Prepared,
-    ReadPlan,
-    ReadRows,
-    Understood,
-    read_rows,
-    sample_of,
-)
+from raynn.preparation import BLOCK, Driver, Prepared, ReadPlan, ReadRows, Understood, read_rows, sample_of
 from raynn.preprocessing import InputSpec, Preprocessing
 from raynn.ragged import Ragged
 from raynn.sources import ColumnSplit, DataSettings, TimeSplit, find_sources
@@ -189,7 +180,6 @@ def characters_by_split(understood: Understood, read: ReadRows, length_D: Intege
     extra = understood.plan.extra
     named = {name: np.asarray(read.facts[name].fill_null("").to_pylist(), np.str_) for name in extra}
     split_D = assign_splits(by_row, roles, read.bad, 0, column_values=named)
-    length_D = np.where(split_D == EXCLUDED, 0, length_D)
     cuts_D3 = np.where(split_D[:, None] == np.arange(3), length_D[:, None], 0)
     stop_D = np.cumsum(cuts_D3[:, TRAIN])
     start_D, total = stop_D - cuts_D3[:, TRAIN], int(stop_D[-1])
@@ -395,11 +385,9 @@ def _counted(table: pa.Table, column: str, cuts: Sequence[Integers], kind: Token
 
 
 def _pieces(table: pa.Table, column: str, cuts: Sequence[Integers], encoding: TextEncoding) -> pa.Table:
-    """Pieces in the order of the text: `row` of the block, `split` and `tokens`, a list. Every row has one at least."""
+    """Pieces in the order of the text: `row` of the block, `split` and `tokens`, a list."""
     cuts_D3 = cuts[table[BLOCK][0].as_py()] if table.num_rows else np.zeros((0, 3), np.int64)
-    there_D3 = cuts_D3 > 0
-    there_D3[:, TRAIN] |= ~there_D3.any(1)
-    row_P, split_P = np.nonzero(there_D3)
+    row_P, split_P = np.nonzero(cuts_D3)
     stop_P = np.cumsum(cuts_D3, axis=1)[row_P, split_P]
     lists = encoding(cut_texts(table[column], row_P, stop_P - cuts_D3[row_P, split_P], stop_P))
     size = encoding.tokenizer.vocabulary_size

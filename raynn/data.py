@@ -12,9 +12,10 @@ import ray
 import ray.data
 
 from raynn.cluster import cluster
+from raynn.encoded import Blocks
 from raynn.errors import RaynnError
 from raynn.fragments import Fragment
-from raynn.preparation import Blocks, TableFunction
+from raynn.preparation import TableFunction
 
 
 class RayDriver:

@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from raynn.randomness import position_keys, row_keys
 NO_TEXT = 0  # the token of padding and of what training never saw
 
 
+@runtime_checkable
 class LanguageModel(Protocol):
     """What a network must have so that it can continue texts; the state is its own affair."""
 

@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from raynn.batches import TrainingShard, evaluation_rows
 from raynn.collectives import Workers
+from raynn.encoded import Encoded
 from raynn.job import Job
 from raynn.lanes import Lanes
-from raynn.preparation import Encoded
 from raynn.shards import Shard, build_shard, free_memory_bytes
 from raynn.splits import TEST, TRAIN, VALIDATION
 from raynn.training import Shards

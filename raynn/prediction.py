@@ -18,23 +18,27 @@ from raynn.cleaning import ShapeError
 from raynn.corpus import cut_texts
 from raynn.errors import DataError
 from raynn.folder import write_bad_rows
+from raynn.forecast import reading_plan
 from raynn.fragments import BadRow, Fragment, read_fragment
-from raynn.preparation import described
+from raynn.preparation import LocalDriver, Understood, described
 from raynn.progress import Counter
 from raynn.run import SPLITS, Run, SplitRows, open_run
+from raynn.series import read_steps
 from raynn.sources import find_fragments
 
 BAD = "__bad__"  # column of bad rows as JSON, in a fragment's first row
 
 
 def predict(run: str | Path, data: str, out: str | Path, *, workers: int = 1, quiet: bool = True) -> dict[str, Any]:
-    """Writes DATA's rows, in their order, with prediction columns, to a Parquet file.
+    """Writes DATA's rows, in their order, with prediction columns, to a Parquet file. A forecast writes the steps after
+    the end of DATA, or the forecasts of all windows of a split beside what came.
 
     Args:
         run: the run folder.
         data: a source; or `train`, `validation`, `test`: those rows of the job's own data.
         out: the file to write, whole or not at all.
-        workers: more than one predict through Ray Data, and so does a cluster's address in RAY_ADDRESS.
+        workers: more than one predict through Ray Data, and so does a cluster's address in RAY_ADDRESS; series are
+            read and continued in this process.
         quiet: no progress line.
 
     Returns:
@@ -49,6 +53,8 @@ def predict(run: str | Path, data: str, out: str | Path, *, workers: int = 1, qu
     weights = folder / "model" / "weights.safetensors"
     version = weights.stat().st_mtime_ns if weights.exists() else 0
     opened = _opened(folder, version)
+    if opened.preprocessing.forecast is not None:
+        return _forecast(opened, data, out)
     chosen = opened.rows_of_split(data) if data in SPLITS else None
     fragments = find_fragments(data, Path()) if chosen is None else chosen.fragments
     predict_one = _FragmentPrediction(folder, version, chosen)
@@ -67,9 +73,24 @@ def predict(run: str | Path, data: str, out: str | Path, *, workers: int = 1, qu
                 counter.add(table.num_rows)
                 yield table.drop_columns(BAD)
 
-    total = _write_whole(noted(), out, [fragment.path for fragment in fragments])
+    total = _write_whole(zip(noted(), (fragment.path for fragment in fragments), strict=True), out)
     if not total:
         raise DataError(f"{data} has no rows to predict; name a source that does")
+    write_bad_rows(out.with_name(out.name + ".bad_rows.jsonl"), bad)
+    return {"rows": total, "bad_rows": len(bad), "out": str(out)}
+
+
+def _forecast(run: Run, data: str, out: Path) -> dict[str, Any]:
+    """The same for a run that forecasts."""
+    bad: tuple[BadRow, ...] = ()
+    if data in SPLITS:
+        tables = run.forecasts_of_split(data)
+    else:
+        plan = reading_plan(run.preprocessing, run.job.data, targets_may_be_empty=True)
+        fragments = find_fragments(data, Path())
+        steps, read = read_steps(Understood(plan, fragments, (0,) * len(fragments)), LocalDriver())
+        tables, bad = iter([run.continued(steps)]), read.bad_rows
+    total = _write_whole(((table, data) for table in tables), out)
     write_bad_rows(out.with_name(out.name + ".bad_rows.jsonl"), bad)
     return {"rows": total, "bad_rows": len(bad), "out": str(out)}
 
@@ -137,17 +158,18 @@ def _partial(out: Path) -> Path:
     return out.with_name(out.name + ".partial")
 
 
-def _write_whole(tables: Iterator[pa.Table], out: Path, files: list[str]) -> int:
-    """Writes the tables of these files to one Parquet file, whole or not at all; returns how many rows.
+def _write_whole(tables: Iterator[tuple[pa.Table, str]], out: Path) -> int:
+    """Writes tables, each with the name of its file, to one Parquet file, whole or not at all; returns how many rows.
 
     Raises:
         DataError: a file whose columns are not those of the first.
     """
     partial = _partial(out)
-    total = 0
+    total, first = 0, ""
     writer: pq.ParquetWriter | None = None
     try:
-        for table, file in zip(tables, files, strict=True):
+        for table, file in tables:
+            first = first or file
             writer = writer or pq.ParquetWriter(partial, table.schema)
             names = writer.schema.names
             others = sorted(set(names) ^ set(table.column_names))
@@ -157,7 +179,7 @@ def _write_whole(tables: Iterator[pa.Table], out: Path, files: list[str]) -> int
                 others = [str(error)]
             if others:
                 raise DataError(
-                    f"{file} has other columns than {files[0]}: {', '.join(others)}; predict one after the other"
+                    f"{file} has other columns than {first}: {', '.join(others)}; predict one after the other"
                 )
             writer.write_table(table)
             total += table.num_rows

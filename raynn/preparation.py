@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 from raynn.catalog import CATALOG
 from raynn.cleaning import ShapeError, clean
 from raynn.columns import ColumnKind, ColumnSpec, infer_columns, require_features
+from raynn.encoded import Blocks, Encoded, EncodedBlocks
 from raynn.errors import DataError
 from raynn.fragments import BadRow, Fragment, read_fragment, sample_rows, schema_of
 from raynn.metrics import Task
-from raynn.preprocessing import InputSpec, Preprocessing, Summary, arrays, fit, summarize
-from raynn.ragged import Ragged
+from raynn.preprocessing import Preprocessing, Summary, fit, summarize
 from raynn.sources import ColumnSplit, DataSettings, find_sources
 from raynn.splits import NAMES, TRAIN, assign_splits
 from raynn.tokens import TokenKind
@@ -43,7 +43,6 @@ UNREAD = "__unread__"  # string, in a block's first row: JSON of the rows that c
 SAMPLE_ROWS = 10_000
 MAX_CLASSES_OF_INTEGERS = 50
 
-Blocks = Sequence[Any]
 TableFunction = Callable[[pa.Table], pa.Table]
 
 
@@ -98,23 +97,29 @@ class ReadPlan:
         wanted += [spec.name for spec in self.targets]
         names = list(dict.fromkeys([*wanted, *self.extra]))
         table, unread = read_fragment(fragment, names)
-        try:
-            cleaned, bad = clean(table, self.features, self.targets, self.extra, self.settings)
-        except ShapeError as error:
-            raise error.located(*fragment.locate(error.row, unread)) from None
-        cleaned = self._extra_as_text(cleaned)
+        cleaned = self.cleaned(table, lambda row: fragment.locate(row, unread))
         if unread and not cleaned.num_rows:
             raise DataError(f"no row could be read; the first: {described(unread[0])}")
-        reasons: list[str | None] = [None] * cleaned.num_rows
-        for row, column, reason in bad:
-            file, number = fragment.locate(row, unread)
-            reasons[row] = _bad_row_json(BadRow(file, number, column, reason))
         notes: list[str | None] = [None] * cleaned.num_rows
         if unread:
             notes[0] = json.dumps([_bad_row_json(row) for row in unread])
         cleaned = cleaned.append_column(BLOCK, pa.array(np.full(cleaned.num_rows, index, np.int32)))
-        cleaned = cleaned.append_column(REASON, pa.array(reasons, pa.string()))
         return cleaned.append_column(UNREAD, pa.array(notes, pa.string()))
+
+    def cleaned(self, table: pa.Table, locate: Callable[[int], tuple[str, int]]) -> pa.Table:
+        """Raw rows cleaned, with the column REASON; `locate` says the file and the place in it of a row.
+
+        Raises:
+            DataError: a column that is missing or of another type, images or sequences of different sizes.
+        """
+        try:
+            cleaned, bad = clean(table, self.features, self.targets, self.extra, self.settings)
+        except ShapeError as error:
+            raise error.located(*locate(error.row)) from None
+        reasons: list[str | None] = [None] * cleaned.num_rows
+        for row, column, reason in bad:
+            reasons[row] = _bad_row_json(BadRow(*locate(row), column, reason))
+        return self._extra_as_text(cleaned).append_column(REASON, pa.array(reasons, pa.string()))
 
     def _extra_as_text(self, cleaned: pa.Table) -> pa.Table:
         """The same table, its group and split columns as text: files may differ in their type.
@@ -137,72 +142,6 @@ class ReadPlan:
 
 def _bad_row_json(row: BadRow) -> str:
     return json.dumps(row.to_json())
-
-
-class Encoded(Protocol):
-    """Encoded examples of all splits (0 train, 1 validation, 2 test), in a fixed order."""
-
-    @property
-    def inputs(self) -> InputSpec:
-        """What a network is told of them."""
-
-    def num_rows(self, split: int) -> int:
-        """Examples of a split."""
-
-    def pieces(
-        self, split: int, start: int, stop: int, fetch: Callable[[Any], pa.Table]
-    ) -> Iterator[dict[str, NDArray[Any] | Ragged]]:
-        """Examples start .. stop of a split, a few blocks at a time: arrays [n, ...] by column."""
-
-
-@dataclass(frozen=True)
-class EncodedBlocks:
-    """Encoded rows of all splits: within each block the training rows come first, then validation, then test.
-
-    `counts` [blocks, 3] says how many of each.
-    """
-
-    blocks: Blocks
-    counts: NDArray[np.int64]
-    inputs: InputSpec
-
-    def num_rows(self, split: int) -> int:
-        """Rows of a split (0 train, 1 validation, 2 test)."""
-        return int(self.counts[:, split].sum())
-
-    def pieces(
-        self, split: int, start: int, stop: int, fetch: Callable[[Any], pa.Table]
-    ) -> Iterator[dict[str, NDArray[Any] | Ragged]]:
-        """Rows start .. stop of a split as arrays [n, ...], a block at a time; only blocks with some are fetched."""
-        ends = np.cumsum(self.counts[:, split])
-        for index in range(int(np.searchsorted(ends, start, side="right")), len(self.blocks)):
-            first = int(ends[index] - self.counts[index, split])
-            if first >= stop:
-                return
-            low, high = max(start, first) - first, min(stop, int(ends[index])) - first
-            if low == high:
-                continue
-            offset = int(self.counts[index, :split].sum())
-            table = fetch(self.blocks[index]).slice(offset + low, high - low)
-            yield shaped_arrays(table, self.inputs)
-
-
-def shaped_arrays(table: pa.Table, inputs: InputSpec) -> dict[str, NDArray[Any] | Ragged]:
-    """An encoded table as arrays: `image` [N, C, H, W], `sequence` [N, T, C] (ragged where lengths differ), others
-    [N, width] or [N].
-    """
-    columns = arrays(table)
-    for name, shape in (("image", inputs.image_CHW), ("sequence", inputs.sequence_TC)):
-        column = columns.get(name)
-        if shape is None or column is None:
-            continue
-        if isinstance(column, Ragged):
-            num_channels = shape[-1]
-            values_SC = column.values.reshape(-1, num_channels)
-            columns[name] = Ragged(values_SC, column.start_N // num_channels, column.stop_N // num_channels)
-        else:
-            columns[name] = column.reshape(-1, *shape)
-    return columns
 
 
 @dataclass(frozen=True)

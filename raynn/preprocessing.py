@@ -56,7 +56,7 @@ from raynn.summaries import (
     summarize,
 )
 
-__all__ = ["InputSpec", "Preprocessing", "Summary", "arrays", "fit", "summarize"]
+__all__ = ["ForecastSpec", "InputSpec", "Preprocessing", "Summary", "arrays", "fit", "summarize"]
 
 BLOCK_ROWS = 2**14  # a block's columns and its rows stay in the processor's cache: a third of the time
 
@@ -92,6 +92,16 @@ class InputSpec:
 
 
 @dataclass(frozen=True)
+class ForecastSpec:
+    """What a forecast reads and tells: steps of each, and what is known of the steps to come."""
+
+    window: int
+    horizon: int
+    known: tuple[str, ...] = ()  # features whose values are known for the steps to predict
+    weekdays: bool = False  # training times are days without Saturdays and Sundays
+
+
+@dataclass(frozen=True)
 class Preprocessing:
     """One encoding per feature and per target, in their order. A generator of images may have no target, a language
     has none.
@@ -102,6 +112,7 @@ class Preprocessing:
     encodings: tuple[Encoding, ...]
     targets: tuple[ColumnSpec, ...]
     target_encodings: tuple[TargetEncoding, ...]
+    forecast: ForecastSpec | None = None
     window: int = 0  # language modeling: tokens that are read at once
 
     def to_json(self) -> str:
@@ -181,6 +192,8 @@ class Preprocessing:
         for target in self.target_encodings:
             if isinstance(target, ClassEncoding):
                 fields |= {"num_outputs": len(target.labels), "classes": target.labels}
+        if self.forecast is not None:
+            fields |= self._forecast_fields(self.forecast)
         return InputSpec(
             num_numeric=self._num_numeric,
             cardinalities=tuple(cardinalities),
@@ -188,6 +201,28 @@ class Preprocessing:
             task=self.task,
             **fields,
         )
+
+    def _forecast_fields(self, forecast: ForecastSpec) -> dict[str, Any]:
+        """Fields of InputSpec: sizes, and the places of known columns in `numeric` and `categorical`."""
+        numbers, codes, num_codes, place = [], [], 0, 0
+        indicator_place = self._num_numeric - sum(e.indicator for e in self._number_encodings())
+        for spec, encoding in self._pairs():
+            known = spec.name in forecast.known
+            if isinstance(encoding, NumericEncoding | DateEncoding):
+                width = 1 + encoding.num_cycles
+                numbers += [*range(place, place + width), *[indicator_place] * encoding.indicator] if known else []
+                place, indicator_place = place + width, indicator_place + encoding.indicator
+            elif isinstance(encoding, CategoricalEncoding):
+                codes += [num_codes] if known else []
+                num_codes += 1
+        return {
+            "window": forecast.window,
+            "horizon": forecast.horizon,
+            "num_targets": len(self.targets),
+            "num_outputs": forecast.horizon * len(self.targets),
+            "known_numeric": tuple(sorted(numbers)),
+            "known_categorical": tuple(codes),
+        }
 
     def _pairs(self) -> list[tuple[ColumnSpec, Encoding]]:
         return list(zip(self.features, self.encodings, strict=True))
@@ -269,7 +304,8 @@ def fit(
     that cannot be scaled.
     """
     used = tuple(spec for spec in features if spec.kind != "ignore")
-    _check_features(used)
+    if task != "forecasting":  # which reads the target's own past
+        _check_features(used)
     whole = merge(summaries)
     if not whole.rows:
         raise DataError("data.train has no rows to train on; check the path, and the files' contents")

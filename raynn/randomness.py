@@ -50,3 +50,13 @@ def _mixed(key_B: Tensor, salt_N: Tensor) -> Tensor:
     x = (x ^ ((x >> 16) & 0xFFFF)) * 0x7FEB352D
     x = (x ^ ((x >> 15) & 0x1FFFF)) * -0x7B935975  # 0x846CA68B as a signed number
     return x ^ ((x >> 16) & 0xFFFF)
+
+
+def uniform(key_B: Tensor, salt_N: Tensor) -> Tensor:
+    """Uniform numbers [B, N] (float32) strictly between 0 and 1: the middles of 2**23 equal intervals, all exact."""
+    return ((random_bits(key_B, salt_N) >> 8).float() + 0.5) * 2.0**-23
+
+
+def normal(key_B: Tensor, salt_N: Tensor) -> Tensor:
+    """Standard normal numbers [B, N] (float32), by the inverse of the distribution function; none is beyond 5.3."""
+    return (2.0 * uniform(key_B, salt_N) - 1.0).erfinv() * 2.0**0.5

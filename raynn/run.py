@@ -19,27 +19,22 @@ from raynn.batches import evaluation_batches
 from raynn.cleaning import clean
 from raynn.collectives import Workers
 from raynn.corpus import encoding_of, scored_characters, scored_source, scoring_windows
+from raynn.encoded import shaped_arrays
 from raynn.errors import DataError, RunError
 from raynn.folder import check_run, read_result
-from raynn.fragments import Fragment
+from raynn.forecast import Horizons, after_the_end, free_name, named, reading_plan, within
+from raynn.fragments import BadRow, Fragment
 from raynn.job import Job
 from raynn.loop import evaluate_shard, evaluation_batch_rows, precision
 from raynn.objectives import token_losses, with_split
-from raynn.preparation import (
-    LocalDriver,
-    Prepared,
-    ReadPlan,
-    bad_rows_of,
-    described,
-    shaped_arrays,
-)
+from raynn.preparation import LocalDriver, Prepared, ReadPlan, Understood, bad_rows_of, described
 from raynn.preprocessing import Preprocessing
 from raynn.ragged import Ragged
+from raynn.series import Steps, encode_steps, plan_of_data, plan_windows, read_steps, sorted_steps, split_steps
 from raynn.shards import Arrays, Shard, build_shard
 from raynn.sources import find_fragments
 from raynn.splits import NAMES, TEST
-from raynn.tasks import prepare_job, understand_job
-from raynn.training import build_model
+from raynn.tasks import build_model, prepare_job, understand_job
 
 SPLITS = {name: split for split, name in NAMES.items()}
 
@@ -68,15 +63,25 @@ class Run:
         return read_result(self.folder)
 
     def predict(self, data: Any) -> pa.Table:
-        """Predictions for rows in memory, in their order: the same table with prediction columns added.
+        """Predictions for rows in memory, in their order: the same table with prediction columns added. A run that
+        forecasts gives the steps that come after these rows: series, time, predictions.
 
         Args:
-            data: a `pyarrow.Table`, a pandas data frame, or a dict of columns; it needs the features, not the target.
+            data: a `pyarrow.Table`, a pandas data frame, or a dict of columns; it needs the features, not the target,
+                which a forecast alone reads.
 
         Raises:
             DataError: a feature is missing, or the data are not a table.
         """
-        return self.predicted(_as_table(data))[0]
+        table = _as_table(data)
+        if self.preprocessing.forecast is None:
+            return self.predicted(table)[0]
+        plan = plan_of_data(reading_plan(self.preprocessing, self.job.data, targets_may_be_empty=True))
+
+        def place_of(row: int) -> tuple[str, int]:
+            return "the data", row
+
+        return self.continued(sorted_steps(plan.cleaned(table, place_of), plan.settings, place_of))
 
     def predicted(self, table: pa.Table) -> tuple[pa.Table, list[tuple[int, str, str]]]:
         """Raw rows with prediction columns added, and (row, column, reason) of the bad ones: their predictions are
@@ -93,8 +98,40 @@ class Run:
         unusable[[row for row, _, _ in bad]] = True
         for name, values in columns.items():
             column = pa.array(values.to_pylist(), values.type, mask=unusable) if unusable.any() else values
-            table = table.append_column(_free_name(name, table.column_names), column)
+            table = table.append_column(free_name(name, table.column_names), column)
         return table, bad
+
+    def continued(self, steps: Steps) -> pa.Table:
+        """The steps that come after the end of every series: series, time, predictions.
+
+        Raises:
+            DataError: steps that a forecast needs are missing.
+        """
+        return self._forecasts(after_the_end(steps, self.preprocessing, self.job.data))
+
+    def forecasts_of_split(self, name: str) -> Iterator[pa.Table]:
+        """The forecasts of every window of a split, some at a time: series, origin, step, time, actual values,
+        predictions.
+
+        Raises:
+            RunError: the job has no such split.
+        """
+        understood, settings = understand_job(self.job, self.folder), self.job.data
+        steps, read = read_steps(understood, LocalDriver())
+        plans = plan_windows(steps, split_steps(steps, understood, read), settings)
+        windows = encode_steps(steps, plans, self.preprocessing, LocalDriver())
+        if not windows.num_rows(SPLITS[name]):
+            raise RunError(f"the job has no {name} set; name the data: raynn predict {self.folder} DATA")
+        yield from map(self._forecasts, within(steps, windows, SPLITS[name], self.preprocessing, settings))
+
+    def _forecasts(self, horizons: Horizons) -> pa.Table:
+        """The steps of windows, with prediction columns."""
+        y_NHK = self._outputs(self._shard(horizons.windows, horizons.count))
+        table = horizons.steps
+        for k, spec in enumerate(self.preprocessing.targets):
+            name = free_name(named("prediction", spec.name, self.preprocessing), table.column_names)
+            table = table.append_column(name, self.preprocessing.decode_target(y_NHK[:, :, k].reshape(-1), k))
+        return table
 
     def evaluate(self, data: str | None = None) -> dict[str, float]:
         """Metrics on the job's test set, or on a source with the target in it; no row is left out.
@@ -145,15 +182,15 @@ class Run:
         return self._shard(pieces, rows)
 
     def _source_shard(self, data: str) -> Shard:
-        """A whole source, encoded with its target."""
+        """A whole source, encoded with its target: of a forecast, all windows of it."""
+        if self.preprocessing.forecast is not None:
+            return self._windows_shard(data)
         plan = ReadPlan(self.job.data, self.preprocessing.features, self.preprocessing.targets)
         fragments, blocks = find_fragments(data, self.folder), []
         for index, fragment in enumerate(fragments):
             blocks.append(plan.read(index, fragment))
             if bad := bad_rows_of(blocks[-1]):
-                raise DataError(
-                    f"{data} holds rows that cannot be evaluated, the first: {described(bad[0])}; mend or drop them"
-                )
+                raise _cannot_be_evaluated(data, bad[0])
         if self.preprocessing.task == "language_modeling":
             encoded = scored_source(plan, fragments, blocks, self.preprocessing, LocalDriver())
             rows = encoded.num_rows(TEST)
@@ -163,6 +200,19 @@ class Run:
         if not whole.num_rows:
             raise DataError(f"{data} has no rows to evaluate")
         return self._shard(iter([shaped_arrays(whole, self.preprocessing.input_spec)]), whole.num_rows)
+
+    def _windows_shard(self, data: str) -> Shard:
+        plan = reading_plan(self.preprocessing, self.job.data, targets_may_be_empty=False)
+        fragments = find_fragments(data, self.folder)
+        steps, read = read_steps(Understood(plan, fragments, (0,) * len(fragments)), LocalDriver())
+        if read.bad_rows:
+            raise _cannot_be_evaluated(data, read.bad_rows[0])
+        plans = plan_windows(steps, np.full(len(steps.tick_S), SPLITS["test"], np.uint8), self.job.data)
+        windows = encode_steps(steps, plans, self.preprocessing, LocalDriver())
+        if not (count := windows.num_rows(SPLITS["test"])):
+            needed = windows.inputs.window + windows.inputs.horizon
+            raise DataError(f"{data} has no {needed} steps in a row to evaluate; give longer series")
+        return self._shard(windows.pieces(SPLITS["test"], 0, count, lambda table: table), count)
 
     def _shard(self, pieces: Iterator[Arrays], rows: int) -> Shard:
         device = next(self.model.parameters()).device
@@ -178,16 +228,17 @@ class Run:
 
     @torch.no_grad()
     def _outputs(self, shard: Shard) -> NDArray[np.float32]:
-        """Outputs [N, K] of the network, a batch at a time."""
+        """Outputs [N, K], or of a forecast [N, H, K], of the network, a batch at a time."""
         self.model.eval()
         device = next(self.model.parameters()).device
-        outputs = [np.zeros((0, self.preprocessing.input_spec.num_outputs), np.float32)]
-        order = shard.by_length()
+        outputs, order = [], shard.by_length()
         for batch, _ in evaluation_batches(shard, evaluation_batch_rows(self.job), device, order):
             with precision(self.job, device):
                 outputs.append(self.model(batch).float().cpu().numpy())
-        outputs_NK = np.concatenate(outputs)
-        return outputs_NK if order is None else outputs_NK[order.argsort().cpu().numpy()]
+        if not outputs:
+            return np.zeros((0, self.preprocessing.input_spec.num_outputs), np.float32)
+        found = np.concatenate(outputs)
+        return found if order is None else found[order.argsort().cpu().numpy()]
 
     @torch.no_grad()
     def _language_columns(self, tokens: Any) -> dict[str, pa.Array]:
@@ -234,6 +285,10 @@ class Run:
         return columns
 
 
+def _cannot_be_evaluated(data: str, bad: BadRow) -> DataError:
+    return DataError(f"{data} holds rows that cannot be evaluated, the first: {described(bad)}; mend or drop them")
+
+
 def _as_table(data: Any) -> pa.Table:
     """A table, a data frame or a dict of columns as an Arrow table."""
     if isinstance(data, pa.Table):
@@ -245,13 +300,6 @@ def _as_table(data: Any) -> pa.Table:
             f"the data, a {type(data).__name__}, cannot be read as a table ({error}); give a pyarrow.Table, a pandas "
             "data frame, or a dict of columns of equal length"
         ) from None
-
-
-def _free_name(name: str, taken: list[str]) -> str:
-    """`name`, or with underscores added where the data have a column of that name."""
-    while name in taken:
-        name += "_"
-    return name
 
 
 def evaluate(run: str | Path, data: str | None = None) -> dict[str, float]:

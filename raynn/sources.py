@@ -37,8 +37,8 @@ class ColumnSplit(Settings):
 class TimeSplit(Settings):
     """A split of series by time: steps from `since` on, and before `until`, as the time column writes them."""
 
-    since: str
-    until: str | None = None
+    since: str | int
+    until: str | int | None = None
 
 
 Split = Fraction | str | tuple[str, ...] | ColumnSplit | TimeSplit

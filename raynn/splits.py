@@ -1,4 +1,4 @@
-"""Which rows train, which validate, which test: seeded, exact, and pure.
+"""Which rows train, which validate, which test: seeded or by time, exact, and pure.
 
 Shapes: N rows of all sources, M rows to draw from, K classes.
 """
@@ -11,8 +11,9 @@ from decimal import ROUND_HALF_UP, Decimal
 import numpy as np
 import numpy.typing as npt
 
-from raynn.errors import DataError, did_you_mean
-from raynn.sources import ColumnSplit, DataSettings
+from raynn.errors import DataError, JobError, did_you_mean
+from raynn.sources import ColumnSplit, DataSettings, TimeSplit
+from raynn.times import shown_time, tick_of
 
 TRAIN, VALIDATION, TEST, EXCLUDED = 0, 1, 2, 255
 NAMES = {TRAIN: "train", VALIDATION: "validation", TEST: "test"}
@@ -75,6 +76,86 @@ def assign_splits(
     if groups is not None:
         _check_no_straddling(settings, groups, splits)
     return splits
+
+
+def assign_splits_by_time(
+    settings: DataSettings,
+    sources: Bytes,
+    bad: Flags,
+    ticks: Integers,
+    is_date: bool,
+    column_values: Mapping[str, npt.NDArray[np.str_]],
+) -> Bytes:
+    """The split of each step [N] of series: TRAIN, VALIDATION, TEST, or EXCLUDED where `bad` or of no split.
+
+    A fraction of the good rows of `data.train`, rounded half up, is their end. The cut is at one time for all series:
+    what moves one of them moves others, so that rows of one that are later than another's evaluation would tell of it.
+    Rows of that very time go together. A range {since, until} is taken as it is; the rows of `data.train` after its
+    beginning that it does not hold belong to no split. The test rows are taken first, and validation from those before.
+
+    Args:
+        settings: what `data.validation` and `data.test` are.
+        sources: 0 for rows of `data.train`, 1 of `data.validation`, 2 of `data.test` [N].
+        bad: rows that cannot be used [N].
+        ticks: the time of each row [N].
+        is_date: whether ticks are dates (see `times`) or numbers.
+        column_values: the columns that `data.validation` and `data.test` name, as text.
+
+    Raises:
+        JobError: a range that is none, or ranges that overlap.
+        DataError: a split would be empty, or none would train.
+    """
+    splits = np.where(bad, EXCLUDED, sources).astype(np.uint8)
+    in_train = ~bad & (sources == TRAIN)
+    num_rows = int(in_train.sum())
+    if num_rows == 0:
+        raise DataError("data.train has no usable row; check the path, and the rows that were refused")
+    wanted = {TEST: settings.test, VALIDATION: settings.validation}
+    ranges = {split: _range(value, NAMES[split], is_date) for split, value in wanted.items() if _is_range(value)}
+    if len(ranges) == 2 and max(since for since, _ in ranges.values()) < min(until for _, until in ranges.values()):
+        raise JobError(
+            f"data.validation = {_written(settings.validation)} and data.test = {_written(settings.test)} overlap; "
+            "end the first where the second begins"
+        )
+    for split, value in wanted.items():
+        free = in_train & (splits == TRAIN)
+        if isinstance(value, ColumnSplit):
+            splits[free & _matches(value, column_values[value.column], in_train, NAMES[split])] = split
+        elif split in ranges:
+            since, until = ranges[split]
+            # a test range may have put these rows out of training
+            free |= in_train & (splits == EXCLUDED)
+            splits[in_train & (splits == TRAIN) & (ticks >= since)] = EXCLUDED
+            held = free & (ticks >= since) & (ticks < until)
+            if not held.any():
+                first, last = (shown_time(int(end), is_date) for end in (ticks[in_train].min(), ticks[in_train].max()))
+                raise DataError(
+                    f"data.{NAMES[split]} = {_written(value)} holds no usable row: data.train goes from {first} "
+                    f"to {last}; name a time within"
+                )
+            splits[held] = split
+        elif isinstance(value, float):
+            count = _rounded(value, num_rows)
+            _check_count(split, value, count, num_rows, int(free.sum()))
+            splits[free & (ticks >= np.sort(ticks[free])[-count])] = split
+    _check_not_empty(wanted, splits)
+    return splits
+
+
+def _is_range(value: object) -> bool:
+    return isinstance(value, TimeSplit)
+
+
+def _range(value: object, name: str, is_date: bool) -> tuple[int, float]:
+    """First tick of a range, and the first after it."""
+    assert isinstance(value, TimeSplit)
+    since = tick_of(value.since, is_date, f"data.{name}.since")
+    until = np.inf if value.until is None else tick_of(value.until, is_date, f"data.{name}.until")
+    if since >= until:
+        raise JobError(
+            f"data.{name} = {_written(value)} holds no time: `since` must be before `until`, the first time after it"
+        )
+    return since, until
 
 
 def _rounded(fraction: float, num_rows: int) -> int:
@@ -219,6 +300,9 @@ def _check_not_empty(wanted: Mapping[int, object], splits: Bytes) -> None:
 
 
 def _written(value: object) -> str:
+    if isinstance(value, TimeSplit):
+        until = "" if value.until is None else f", until: {value.until}"
+        return f"{{since: {value.since}{until}}}"
     return f"{value.column} = {value.equals!r}" if isinstance(value, ColumnSplit) else repr(value)
 
 

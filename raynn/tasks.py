@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+
+import torch
 
 from raynn.columns import ColumnSpec
 from raynn.corpus import prepare_corpus, understand_corpus
@@ -12,8 +15,10 @@ from raynn.job import Job
 from raynn.lanes import Lanes
 from raynn.metrics import Task, quantities_of
 from raynn.networks import NETWORKS
+from raynn.networks.forecasting import Forecaster
 from raynn.preparation import Driver, Prepared, Understood, prepare, understand
 from raynn.preprocessing import Preprocessing
+from raynn.series import prepare_series, understand_series
 from raynn.sources import DataSettings
 from raynn.splits import TRAIN
 
@@ -46,6 +51,8 @@ def understand_job(job: Job, folder: Path) -> Understood:
         DataError: a source, a column or the target is not there, or of a kind that cannot be.
     """
     task = task_of(job)
+    if task == "forecasting":
+        return understand_series(job.data, folder)
     if task == "language_modeling":
         _check_reads_windows(job)
         return understand_corpus(job.data, folder)
@@ -70,9 +77,21 @@ def prepare_job(
         DataError: too many bad rows, a split or class that cannot be, labels that training never saw.
     """
     task, seed = task_of(job), job.optimization.seed
+    if task == "forecasting":
+        return prepare_series(understood, driver, preprocessing)
     if task == "language_modeling":
         return prepare_corpus(understood, driver, preprocessing)
     return prepare(understood, task, seed, driver, preprocessing)
+
+
+def build_model(job: Job, preprocessing: Preprocessing) -> torch.nn.Module:
+    """The network of a job, its initial weights a function of the seed."""
+    torch.manual_seed(job.optimization.seed)
+    network, inputs = NETWORKS[job.network.kind], preprocessing.input_spec
+    if inputs.task == "forecasting":
+        build = partial(network.build, job.network, regularization=job.regularization)
+        return Forecaster(build, inputs, job.data.window_normalization, independent=job.data.channels == "independent")
+    return network.build(job.network, inputs, job.regularization)
 
 
 def checked(job: Job, prepared: Prepared) -> Job:
@@ -84,10 +103,10 @@ def checked(job: Job, prepared: Prepared) -> Job:
     """
     Lanes(prepared.encoded.num_rows(TRAIN), job.optimization.global_batch_size, job.optimization.seed)
     kinds = {spec.kind for spec in prepared.preprocessing.features}
-    if prepared.task != "language_modeling":  # which reads text alone
+    if prepared.task not in ("forecasting", "language_modeling"):  # whose networks read windows alone
         _check_features(job.network.kind, prepared.preprocessing.features)
     # built and forgotten, so that what cannot be built is said before there is a run folder
-    NETWORKS[job.network.kind].build(job.network, prepared.preprocessing.input_spec, job.regularization)
+    build_model(job.model_copy(update={"task": prepared.task}), prepared.preprocessing)
     for key, tasks in KEYS_OF_TASKS.items():
         value = getattr(job.data, key)
         if prepared.task not in tasks and value != DataSettings.model_fields[key].default:

@@ -22,11 +22,11 @@ from raynn.errors import TrainingError
 from raynn.folder import write_json
 from raynn.job import Job
 from raynn.loop import Record, TrainingState, evaluate_shard, train_epochs
-from raynn.networks import NETWORKS
 from raynn.objectives import with_split
 from raynn.preprocessing import Preprocessing
 from raynn.progress import ProgressWriter
 from raynn.shards import Shard
+from raynn.tasks import build_model
 from raynn.tracking import Tracker
 
 
@@ -52,13 +52,6 @@ class Shards:
     train: TrainingShard
     validation: Shard
     test: Shard | None
-
-
-def build_model(job: Job, preprocessing: Preprocessing) -> torch.nn.Module:
-    """The network of a job, its initial weights a function of the seed."""
-    torch.manual_seed(job.optimization.seed)
-    network = NETWORKS[job.network.kind]
-    return network.build(job.network, preprocessing.input_spec, job.regularization)
 
 
 def run_training(assignment: Assignment, shards: Shards, workers: Workers) -> Iterator[Record]:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raynn.preparation import Blocks
+from raynn.encoded import Blocks
 from raynn.preprocessing import InputSpec, arrays
 from raynn.ragged import Ragged
 
@@ -33,6 +33,42 @@ class WindowPlan:
 
     def __len__(self) -> int:
         return len(self.start_N)
+
+    @classmethod
+    def over_steps(
+        cls,
+        new_S: NDArray[np.bool_],
+        usable_S: NDArray[np.bool_],
+        scored_S: NDArray[np.bool_],
+        window: int,
+        horizon: int,
+    ) -> WindowPlan:
+        """Every window of `window` steps to read and `horizon` steps to predict that lies in one run of usable steps,
+        and its predicted ones in one run of scored steps.
+
+        Args:
+            new_S: where a series begins.
+            usable_S: steps that may be read.
+            scored_S: steps that may be predicted.
+        """
+        whole_S = run_lengths(new_S, usable_S) >= window + horizon
+        stop_N = np.flatnonzero(whole_S & (run_lengths(new_S, scored_S) >= horizon)) + 1
+        return cls(stop_N - window - horizon, stop_N)
+
+    def strided(self, stride: int) -> WindowPlan:
+        """The first of each run of windows that begin one step apart, and every `stride`-th after it."""
+        first_N = np.diff(self.start_N, prepend=-2) != 1
+        run_N = np.cumsum(first_N) - 1
+        kept_N = (self.start_N - self.start_N[first_N][run_N]) % stride == 0
+        columns = {name: values[kept_N] for name, values in self.columns.items()}
+        return WindowPlan(self.start_N[kept_N], self.stop_N[kept_N], columns)
+
+
+def run_lengths(new_S: NDArray[np.bool_], good_S: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """How many good steps in a row end at each step [S], itself counted; 0 at a bad one. A run ends where `new_S`."""
+    step_S = np.arange(len(new_S))
+    last_bad_S = np.maximum.accumulate(np.where(good_S, np.where(new_S, step_S - 1, -1), step_S))
+    return step_S - last_bad_S
 
 
 @dataclass(frozen=True)
@@ -75,9 +111,9 @@ class EncodedWindows:
         """Steps first .. last, the first of which lies in `block`."""
         tables = []
         while block < len(self.blocks) and self.first_step[block] < last:
-            begin, end = int(self.first_step[block]), int(self.first_step[block + 1])
-            if begin < end:
-                low = max(first - begin, 0)
-                tables.append(fetch(self.blocks[block]).slice(low, min(last, end) - begin - low))
+            begin = int(self.first_step[block])
+            table = fetch(self.blocks[block])
+            low = max(first - begin, 0)
+            tables.append(table.slice(low, min(last - begin, table.num_rows) - low))
             block += 1
         return pa.concat_tables(tables).combine_chunks()

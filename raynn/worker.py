@@ -13,9 +13,9 @@ import torch
 
 from raynn.collectives import Workers
 from raynn.data import fetch
+from raynn.encoded import Encoded
 from raynn.errors import RaynnError
 from raynn.placement import place_shards
-from raynn.preparation import Encoded
 from raynn.training import Assignment, run_training
 
 REPORT_EVERY_S = 2.0  # a report is a barrier of all workers and costs 0.1 to 0.2 s

@@ -97,8 +97,8 @@ JOB_FILES = {
         train("early_stopping.monitor=test/loss"), ("the test split is looked at once, at the end: use 'val/loss'",)
     ),
     "task that the network is not for": Bad(
-        train("task=forecasting"),
-        ("task = 'forecasting': a network of kind 'feedforward' is for classification and regression",),
+        train("task=image_generation"),
+        ("task = 'image_generation': a network of kind 'feedforward' is for classification and regression",),
     ),
     "label smoothing of a regression": Bad(
         train("data.target=price", "regularization.label_smoothing=0.1"),

@@ -182,7 +182,9 @@ def test_the_vocabulary_is_that_of_the_training_text(tmp_path: Path) -> None:
     assert few.notes[1] == "train: 45 of 90 tokens (0.5) are <unknown>: too rare for the vocabulary"
 
 
-@pytest.mark.parametrize(("tokens", "size"), [("characters", 300), ("bytes", 257), ("subwords", 300), ("words", 42)])
+@pytest.mark.parametrize(
+    ("tokens", "size"), [("characters", 256), ("characters", 300), ("bytes", 257), ("subwords", 300), ("words", 42)]
+)
 def test_every_kind_of_token(tokens: str, size: int, tmp_path: Path) -> None:
     alphabet = "".join(chr(0x4E00 + i) for i in range(size - 1)) if tokens == "characters" else "äbc def,"
     text = alphabet + text_of(3000, letters=alphabet)

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 import raynn.export
+from raynn.encoded import shaped_arrays
 from raynn.errors import RunError
 from raynn.export import Exported, export
-from raynn.preparation import shaped_arrays
 from raynn.preprocessing import InputSpec, Preprocessing
 from raynn.run import open_run
 

@@ -76,9 +76,12 @@ BAD_SETTINGS = {
     "yes for true": ("resume: yes", "3:9: resume = 'yes': must be true or false: write true"),
     "no choice": (
         "optimization: {optimizer: adamm}",
-        "3:27: optimization.optimizer = 'adamm': must be one of 'sgd', 'adam', 'adamw'. Did you mean 'adam'?",
+        "3:27: optimization.optimizer = 'adamm': must be one of 'sgd', 'adam', 'adamw', 'muon'. Did you mean 'adam'?",
     ),
-    "capitals": ("optimization: {optimizer: SGD}", "must be one of 'sgd', 'adam', 'adamw'. Did you mean 'sgd'?"),
+    "capitals": (
+        "optimization: {optimizer: SGD}",
+        "must be one of 'sgd', 'adam', 'adamw', 'muon'. Did you mean 'sgd'?",
+    ),
     "neither of a union": (
         "resources: {gpus_per_worker: auot}",
         "3:30: resources.gpus_per_worker = 'auot': must be 'auto' or a number. Did you mean 'auto'?",

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 import torch
 
-from raynn.randomness import column_salts, position_keys, random_bits, random_bytes, row_keys
+from raynn.randomness import column_salts, normal, position_keys, random_bits, random_bytes, row_keys, uniform
 
 
 def lowbias32(x: int) -> int:
@@ -90,3 +92,34 @@ def test_position_keys_differ_and_do_not_depend_on_how_many_there_are() -> None:
     assert torch.equal(position_keys(key_B, 30), key_BT[:, :30])
     assert torch.equal(position_keys(key_B[7:9], 30, first=60), key_BT[7:9, 60:90])
     assert int(key_BT.min()) >= 0
+
+
+def test_uniform_numbers_are_middles_of_equal_intervals() -> None:
+    key_B, salt_N = torch.from_numpy(row_keys(3, 1, np.arange(500))), column_salts(2, 400)
+    uniform_BN = uniform(key_B, salt_N)
+    assert uniform_BN.dtype == torch.float32
+    expected = (random_bits(key_B, salt_N).double().div(256, rounding_mode="floor") + 0.5) / 2**23
+    assert torch.equal(uniform_BN.double(), expected), "all exact in float32"
+    assert 0 < uniform_BN.min() < uniform_BN.max() < 1
+
+
+def test_normal_numbers_are_quantiles_of_uniform_ones() -> None:
+    key_B, salt_N = torch.from_numpy(row_keys(3, 1, np.arange(100))), column_salts(2, 20)
+    key_B[0], salt_N[0] = 0, 0  # lowbias32 of 0 is 0: the smallest number there is
+    normal_BN = normal(key_B, salt_N)
+    assert normal_BN.dtype == torch.float32
+    quantile = NormalDist().inv_cdf
+    expected = torch.tensor([[quantile(u) for u in row] for row in uniform(key_B, salt_N).tolist()])
+    torch.testing.assert_close(normal_BN, expected, rtol=1e-4, atol=1e-6)
+    assert normal_BN[0, 0].item() == pytest.approx(quantile(2**-24), rel=1e-4)
+
+
+def test_normal_numbers_have_the_moments_of_their_distribution() -> None:
+    normal_BN = normal(torch.from_numpy(row_keys(0, 0, np.arange(1000))), column_salts(0, 784)).double()
+    n = normal_BN.numel()
+    for power, moment, spread in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):  # E x^p, var x^p
+        assert abs((normal_BN**power).mean().item() - moment) < 5 * (spread / n) ** 0.5
+    for axis in (0, 1):  # rows and columns are independent of one another: means vary as they must
+        mean = normal_BN.mean(axis)
+        count = n // len(mean)
+        assert mean.var().item() * count == pytest.approx(1, abs=5 * (2 / len(mean)) ** 0.5)

@@ -1,7 +1,8 @@
 """Who learns: one file per type (settings, module), named in this table.
 
 A network is an `nn.Module` whose forward takes a batch (columns by name, `[B, ...]`) and the rows' random keys, and
-gives outputs `[B, K]`: logits of K classes, or one standardized value. `build` makes it for an `InputSpec`.
+gives outputs `[B, K]`: logits of K classes, or one standardized value; a generator of images gives its losses. `build`
+makes it for an `InputSpec`.
 """
 
 from __future__ import annotations
@@ -14,17 +15,24 @@ from pydantic import Field
 from torch import nn
 
 from raynn.metrics import Task
-from raynn.networks import cnn, custom, feedforward, lstm, rnn, text_generator
+from raynn.networks import cnn, custom, feedforward, image_generator, lstm, rnn, text_generator
 from raynn.networks.cnn import CnnSettings
 from raynn.networks.custom import CustomSettings
 from raynn.networks.feedforward import FeedforwardSettings
+from raynn.networks.image_generator import ImageGeneratorSettings
 from raynn.networks.lstm import LstmSettings
 from raynn.networks.rnn import RnnSettings
 from raynn.networks.text_generator import TextGeneratorSettings
 from raynn.settings import Settings
 
 NetworkSettings = Annotated[
-    FeedforwardSettings | CnnSettings | RnnSettings | LstmSettings | TextGeneratorSettings | CustomSettings,
+    FeedforwardSettings
+    | CnnSettings
+    | RnnSettings
+    | LstmSettings
+    | ImageGeneratorSettings
+    | TextGeneratorSettings
+    | CustomSettings,
     Field(discriminator="kind"),
 ]
 
@@ -51,7 +59,7 @@ NETWORKS: dict[str, NetworkSpec] = {
         description="dense layers or residual blocks over tables, with embeddings of numbers and categories",
         settings=FeedforwardSettings,
         build=feedforward.build,
-        tasks=("classification", "regression"),
+        tasks=("classification", "regression", "forecasting"),
         inputs=("numeric", "categorical", "date", "image", "sequence"),
         defaults={"regularization": {"dropout": 0.1, "weight_decay": 1e-3}},
     ),
@@ -59,7 +67,7 @@ NETWORKS: dict[str, NetworkSpec] = {
         description="convolution and pooling over images (2D) or sequences (1D)",
         settings=CnnSettings,
         build=cnn.build,
-        tasks=("classification", "regression"),
+        tasks=("classification", "regression", "forecasting"),
         inputs=("image", "sequence", "numeric", "categorical", "date"),
         needs=("image", "sequence"),
         by_length=True,
@@ -69,7 +77,7 @@ NETWORKS: dict[str, NetworkSpec] = {
         description="recurrent network over sequences of any lengths: Elman's (tanh, relu) or gated (gru)",
         settings=RnnSettings,
         build=rnn.build,
-        tasks=("classification", "regression", "language_modeling"),
+        tasks=("classification", "regression", "forecasting", "language_modeling"),
         inputs=("sequence", "numeric", "categorical", "date"),
         needs=("sequence",),
         any_length=True,
@@ -80,12 +88,21 @@ NETWORKS: dict[str, NetworkSpec] = {
         description="recurrent network with a memory cell, over sequences of any lengths",
         settings=LstmSettings,
         build=lstm.build,
-        tasks=("classification", "regression", "language_modeling"),
+        tasks=("classification", "regression", "forecasting", "language_modeling"),
         inputs=("sequence", "numeric", "categorical", "date"),
         needs=("sequence",),
         any_length=True,
         by_length=True,
         defaults=RECURRENT_DEFAULTS,
+    ),
+    "image_generator": NetworkSpec(
+        description="draws images like those it was shown, by class if asked: flow matching or variational autoencoder",
+        settings=ImageGeneratorSettings,
+        build=image_generator.build,
+        tasks=("image_generation",),
+        inputs=("image",),
+        needs=("image",),
+        defaults={"regularization": {"weight_decay": 1e-2, "gradient_clip_norm": 1.0}},
     ),
     "text_generator": NetworkSpec(
         description="language model that writes text: a causal transformer, or an LSTM",

@@ -1,0 +1,82 @@
+"""Encoded examples: columns of numbers in blocks, wherever a driver keeps them, and the pieces that a worker takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raynn.preprocessing import InputSpec, arrays
+from raynn.ragged import Ragged
+
+Blocks = Sequence[Any]
+
+
+class Encoded(Protocol):
+    """Encoded examples of all splits (0 train, 1 validation, 2 test), in a fixed order."""
+
+    @property
+    def inputs(self) -> InputSpec:
+        """What a network is told of them."""
+
+    def num_rows(self, split: int) -> int:
+        """Examples of a split."""
+
+    def pieces(
+        self, split: int, start: int, stop: int, fetch: Callable[[Any], pa.Table]
+    ) -> Iterator[dict[str, NDArray[Any] | Ragged]]:
+        """Examples start .. stop of a split, a few blocks at a time: arrays [n, ...] by column."""
+
+
+@dataclass(frozen=True)
+class EncodedBlocks:
+    """Encoded rows of all splits: within each block the training rows come first, then validation, then test.
+
+    `counts` [blocks, 3] says how many of each.
+    """
+
+    blocks: Blocks
+    counts: NDArray[np.int64]
+    inputs: InputSpec
+
+    def num_rows(self, split: int) -> int:
+        """Rows of a split (0 train, 1 validation, 2 test)."""
+        return int(self.counts[:, split].sum())
+
+    def pieces(
+        self, split: int, start: int, stop: int, fetch: Callable[[Any], pa.Table]
+    ) -> Iterator[dict[str, NDArray[Any] | Ragged]]:
+        """Rows start .. stop of a split as arrays [n, ...], a block at a time; only blocks with some are fetched."""
+        ends = np.cumsum(self.counts[:, split])
+        for index in range(int(np.searchsorted(ends, start, side="right")), len(self.blocks)):
+            first = int(ends[index] - self.counts[index, split])
+            if first >= stop:
+                return
+            low, high = max(start, first) - first, min(stop, int(ends[index])) - first
+            if low == high:
+                continue
+            offset = int(self.counts[index, :split].sum())
+            table = fetch(self.blocks[index]).slice(offset + low, high - low)
+            yield shaped_arrays(table, self.inputs)
+
+
+def shaped_arrays(table: pa.Table, inputs: InputSpec) -> dict[str, NDArray[Any] | Ragged]:
+    """An encoded table as arrays: `image` [N, C, H, W], `sequence` [N, T, C] (ragged where lengths differ), others
+    [N, width] or [N].
+    """
+    columns = arrays(table)
+    for name, shape in (("image", inputs.image_CHW), ("sequence", inputs.sequence_TC)):
+        column = columns.get(name)
+        if shape is None or column is None:
+            continue
+        if isinstance(column, Ragged):
+            num_channels = shape[-1]
+            values_SC = column.values.reshape(-1, num_channels)
+            columns[name] = Ragged(values_SC, column.start_N // num_channels, column.stop_N // num_channels)
+        else:
+            columns[name] = column.reshape(-1, *shape)
+    return columns
