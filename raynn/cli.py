@@ -246,9 +246,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("evaluate", evaluate)
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("data", nargs="?", metavar="DATA", help="a source; default: the job's test set")
-    sub.add_argument(
-        "--judge", metavar="CNN_RUN", help="images: a CNN of the same data, that says how good samples are"
-    )
+    sub.add_argument("--judge", metavar="CNN_RUN", help="of images: a CNN of the same data says how good they are")
     sub = add("predict", predict)
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("data", metavar="DATA", help="a source; or test, validation, train: those rows of the job's data")

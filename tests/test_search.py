@@ -137,7 +137,8 @@ MISFITS = {
     ),
     "choice": (
         {"optimization.optimizer": {"choice": ["adam", "adamm"]}},
-        "'adamm' does not fit optimization.optimizer: must be one of 'sgd', 'adam', 'adamw', 'muon'. Did you mean 'adam'?",
+        "'adamm' does not fit optimization.optimizer: must be one of 'sgd', 'adam', 'adamw', 'muon'. Did you mean "
+        "'adam'?",
     ),
     "part of a choice": (
         {"network.channels": {"choice": [[8], [0, 8]]}},
