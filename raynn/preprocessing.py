@@ -87,8 +87,10 @@ class InputSpec:
 
     @property
     def any_length(self) -> bool:
-        """Whether rows are sequences of different lengths: a batch then holds `length` [B], and zeros behind it."""
-        return self.sequence_TC is not None and self.sequence_TC[0] == 0
+        """Whether rows are text, or sequences of different lengths: a batch then holds `length` [B], and zeros behind
+        it.
+        """
+        return self.vocabulary_size > 0 or (self.sequence_TC is not None and self.sequence_TC[0] == 0)
 
 
 @dataclass(frozen=True)
@@ -351,12 +353,14 @@ def _check_features(features: Sequence[ColumnSpec]) -> None:
             "data.features leaves no column to learn from: all are ignored, or there is only the target; "
             "name some in `data.features`, or override their kind in `data.columns`"
         )
-    for kind in ("image", "sequence", "text"):
-        names = [spec.name for spec in features if spec.kind == kind]
-        if len(names) > 1:
+    for kinds in (("image",), ("sequence", "text")):  # a batch has one `length`
+        found = [spec for spec in features if spec.kind in kinds]
+        if len(found) > 1:
+            which = " and ".join(dict.fromkeys(spec.kind for spec in found))
+            names = shown(spec.name for spec in found)
             raise DataError(
-                f"columns {shown(names)} are {len(names)} {kind} columns, and networks take one; "
-                f"set `data.columns: {{{names[1]}: ignore}}`"
+                f"columns {names} are {len(found)} {which} columns, and networks take one; "
+                f"set `data.columns: {{{found[1].name}: ignore}}`"
             )
 
 

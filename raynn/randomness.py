@@ -27,7 +27,7 @@ def column_salts(place: int, num: int) -> Tensor:
 
 
 def random_bits(key_B: Tensor, salt_N: Tensor) -> Tensor:
-    """Uniform 31-bit integers [B, N] (int32, 0 .. 2**31 - 1) from keys and salts."""
+    """Uniform 31-bit integers [B, N] (int32, 0 .. 2**31 - 1) from keys and salts, [N] or each row's own [B, N]."""
     return _mixed(key_B, salt_N) & 0x7FFFFFFF
 
 
@@ -46,7 +46,7 @@ def _mixed(key_B: Tensor, salt_N: Tensor) -> Tensor:
     """32 bits [B, N] (int32): the `lowbias32` hash (C. Wellons, "Prospecting for hash functions", 2018) of key xor
     salt. int32 products wrap as unsigned ones do, and the masks make arithmetic shifts logical.
     """
-    x = key_B[:, None] ^ salt_N[None, :]
+    x = key_B[:, None] ^ salt_N
     x = (x ^ ((x >> 16) & 0xFFFF)) * 0x7FEB352D
     x = (x ^ ((x >> 15) & 0x1FFFF)) * -0x7B935975  # 0x846CA68B as a signed number
     return x ^ ((x >> 16) & 0xFFFF)

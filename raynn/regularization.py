@@ -1,6 +1,6 @@
 """Every knob against overfitting, in one table for all networks: the `regularization` section.
 
-Shapes: B rows of a batch, T positions of a row, C channels, H features.
+Shapes: B rows of a batch, T positions of a row, C channels, H features, V tokens, E width of a token.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ class RegularizationSettings(Settings):
     """What keeps the network from learning its training rows by heart. 0 turns a knob off."""
 
     dropout: Annotated[Probability, Field(description="share of hidden units silenced, a row at a time")] = 0.0
-    input_dropout: Annotated[Probability, Field(description="share of inputs silenced, a row at a time")] = 0.0
+    input_dropout: Annotated[
+        Probability, Field(description="share of inputs (of text: of different tokens) silenced, a row at a time")
+    ] = 0.0
     weight_decay: Annotated[
         float, Field(ge=0.0, description="decoupled decay of weight matrices; biases and norms exempt")
     ] = 1e-4
@@ -61,6 +63,26 @@ class Dropout(nn.Module):
         keep_BH = random_bits(key_B, self.salt_H) >= int(self.p * 2**31)
         scale_BH = keep_BH.to(x.dtype).mul_(1.0 / (1.0 - self.p))
         return x * scale_BH.reshape(*scale_BH.shape, *([1] * (x.dim() - 2)))
+
+
+class TokenDropout(nn.Module):
+    """Silences whole tokens, each wherever a row holds it (Gal & Ghahramani 2016, section 4.2: word types, so that no
+    other occurrence gives it away), and scales the rest by 1 / (1 - p). A function of row, token and place.
+    """
+
+    salt_V: Tensor
+
+    def __init__(self, p: float, vocabulary_size: int, place: int) -> None:
+        super().__init__()
+        self.p = p
+        self.register_buffer("salt_V", column_salts(place, vocabulary_size), persistent=False)
+
+    def forward(self, x_BTE: Tensor, tokens_BT: Tensor, key_B: Tensor | None) -> Tensor:
+        """`x_BTE`, the vectors of `tokens_BT`; without keys, or in evaluation, as they are."""
+        if self.p == 0.0 or not self.training or key_B is None:
+            return x_BTE
+        keep_BT = random_bits(key_B, self.salt_V[tokens_BT.long()]) >= int(self.p * 2**31)
+        return x_BTE * keep_BT.to(x_BTE.dtype).mul_(1.0 / (1.0 - self.p))[:, :, None]
 
 
 class PositionDropout(nn.Module):

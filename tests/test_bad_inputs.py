@@ -106,7 +106,7 @@ JOB_FILES = {
     ),
     "cnn on a table": Bad(
         train("network={kind: cnn}"),
-        ("network.kind = 'cnn' needs an image or a sequence column", "use network.kind: feedforward"),
+        ("network.kind = 'cnn' needs an image or a sequence or a text column", "use network.kind: feedforward"),
     ),
     "batch larger than the data": Bad(
         train("optimization.global_batch_size=500"),

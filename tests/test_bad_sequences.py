@@ -39,20 +39,20 @@ CASES = {
     "rnn on a table": Bad(
         train("data={train: flowers.csv, target: kind}", "network={kind: rnn}"),
         (
-            "network.kind = 'rnn' needs a sequence column, and the features are categorical, date, numeric; ",
+            "network.kind = 'rnn' needs a sequence or a text column, and the features are categorical, date, numeric; ",
             "use network.kind: feedforward, or declare a column's kind in data.columns",
         ),
         table_file(flowers(), "flowers.csv"),
     ),
     "lstm on pictures": Bad(
         train("data={train: pets, target: label}"),
-        ("network.kind = 'lstm' needs a sequence column, and the features are image; ",),
+        ("network.kind = 'lstm' needs a sequence or a text column, and the features are image; ",),
         lambda: paint(Path("pets")),
     ),
     "rnn with a picture beside": Bad(
         train("network={kind: rnn}"),
         (
-            "network.kind = 'rnn' takes sequence, numeric, categorical, date columns, and 'photo' is image; ",
+            "network.kind = 'rnn' takes sequence, text, numeric, categorical, date columns, and 'photo' is image; ",
             "set `data.columns: {photo: ignore}`, or use network.kind: feedforward",
         ),
         pictures_beside,
@@ -70,15 +70,12 @@ CASES = {
         train("network={kind: cnn, channels: [4], head_pooling: flatten}"),
         (
             "network.head_pooling = 'flatten' needs sequences of one length, and their lengths differ; ",
-            "use mean or max, or cut or pad them to one length",
+            "use mean or max",
         ),
     ),
     "cnn on walks and pictures": Bad(
         train("network={kind: cnn}"),
-        (
-            "network.kind = 'cnn' takes an image or a sequence column, and the features have both; set one of them to ",
-            "ignore in data.columns, or use network.kind: feedforward",
-        ),
+        ("network.kind = 'cnn' takes one image, sequence or text column, and the features have ",),
         pictures_beside,
     ),
     "steps of different widths": Bad(

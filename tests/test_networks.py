@@ -19,7 +19,7 @@ from raynn.networks import NETWORKS, NetworkSettings, defaults_for
 from raynn.objectives import loss_per_row
 from raynn.preprocessing import InputSpec
 from raynn.problems import members_of
-from raynn.regularization import Dropout, RegularizationSettings, decayed_and_exempt
+from raynn.regularization import Dropout, RegularizationSettings, TokenDropout, decayed_and_exempt
 
 PARTS = {  # files of the folder that hold no network
     *("__init__", "drawing", "flow_matching", "forecasting", "inputs", "layers", "pixels", "recurrent", "transformer"),
@@ -35,6 +35,7 @@ TABLE: dict[str, Any] = {
 IMAGE: dict[str, Any] = {"image_CHW": (2, 8, 6), "image_mean": (100.0, 120.0), "image_std": (50.0, 70.0)}
 SEQUENCE: dict[str, Any] = {"sequence_TC": (9, 3)}
 STEPS: dict[str, Any] = {"sequence_TC": (0, 3)}  # lengths differ
+TEXT: dict[str, Any] = {"vocabulary_size": 13}
 INPUTS: dict[str, dict[str, Any]] = {
     "table": TABLE,
     "image": IMAGE,
@@ -43,6 +44,8 @@ INPUTS: dict[str, dict[str, Any]] = {
     "sequence and table": SEQUENCE | TABLE,
     "steps": STEPS,
     "steps and table": STEPS | TABLE,
+    "text": TEXT,
+    "text and table": TEXT | TABLE,
 }
 # Small enough for tests; the shape of the network is its own.
 SMALL: dict[str, dict[str, Any]] = {
@@ -86,7 +89,7 @@ CASES = [
     for task in network.tasks
     if task in ("classification", "regression")
     for name in INPUTS
-    if fits(kind, name) and name != "steps and table"  # among OPTIONS
+    if fits(kind, name) and name not in ("steps and table", "text and table")  # among OPTIONS
 ]
 
 
@@ -116,6 +119,11 @@ OPTIONS = [
     for name in ("image and table", "sequence and table", "steps and table")
     if fits(kind, name) and not ("steps" in name and option.get("head_pooling") == "flatten")
 ]
+OPTIONS += [
+    pytest.param(kind, {}, "text and table", id=f"{kind}-text and table")
+    for kind in PREDICTORS
+    if fits(kind, "text and table")
+]
 
 
 def inputs_of(task: str, fields: dict[str, Any]) -> InputSpec:
@@ -144,6 +152,12 @@ def batch_of(kind: str, inputs: InputSpec, num_rows: int, seed: int = 0) -> dict
     if inputs.sequence_TC and (inputs.any_length or NETWORKS[kind].any_length):
         batch["length"] = torch.randint(1, num_steps + 1, (num_rows,), generator=generator)
         batch["sequence"] *= (torch.arange(num_steps) < batch["length"][:, None])[:, :, None]
+    if inputs.vocabulary_size:
+        batch["length"] = torch.randint(1, 10, (num_rows,), generator=generator)
+        batch["tokens"] = torch.randint(
+            1, inputs.vocabulary_size, (num_rows, 9), dtype=torch.int32, generator=generator
+        )
+        batch["tokens"] *= torch.arange(9) < batch["length"][:, None]
     if inputs.task == "classification":
         batch["target"] = torch.randint(inputs.num_outputs, (num_rows,), generator=generator)
     else:
@@ -243,10 +257,13 @@ def test_dropout_acts_in_training_alone(kind: str, task: str, name: str, knob: s
 
 @pytest.mark.parametrize("kind", sorted({case.values[0] for case in CASES}))
 def test_every_place_draws_its_own_masks(kind: str) -> None:
-    name = next(name for name in ("image and table", "sequence and table") if fits(kind, name))
-    model = build(kind, inputs_of("regression", INPUTS[name]), TINY[kind], dropout=0.5, input_dropout=0.5)
-    first_salts = [int(module.salt_H[0]) for module in model.modules() if isinstance(module, Dropout)]
-    assert len(set(first_salts)) == len(first_salts) >= 3
+    for name in ("image and table", "sequence and table", "steps and table", "text and table"):
+        if not fits(kind, name):
+            continue
+        model = build(kind, inputs_of("regression", INPUTS[name]), TINY[kind], dropout=0.5, input_dropout=0.5)
+        drawing = [module for module in model.modules() if isinstance(module, Dropout | TokenDropout)]
+        first_salts = [int(next(module.buffers())[0]) for module in drawing if len(next(module.buffers()))]
+        assert len(set(first_salts)) == len(first_salts) >= 3
 
 
 @pytest.mark.parametrize(("kind", "option", "name"), OPTIONS)
@@ -283,7 +300,9 @@ def test_embeddings_biases_and_norms_are_not_decayed(kind: str, option: dict[str
     names = {id(parameter): each for each, parameter in model.named_parameters()}
     decayed = {names[id(parameter)] for parameter in decayed_and_exempt(model)[0]}
     assert "head.weight" in decayed
-    assert not [each for each in decayed if each.startswith("table.") or "norm" in each or each.endswith("bias")]
+    assert not [
+        each for each in decayed if "table." in each or "tokens." in each or "norm" in each or each.endswith("bias")
+    ]
 
 
 @pytest.mark.parametrize(

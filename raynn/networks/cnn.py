@@ -1,4 +1,4 @@
-"""Convolutional network: over images (2D) or sequences (1D), of any size and number of channels.
+"""Convolutional network: over images (2D), sequences or text (1D), of any size and number of channels.
 
 Where the lengths of sequences differ, every layer reads only the steps that are there: a convolution sees zeros behind
 the last of them, as it does at the end of an image, a normalization and a pooling do not see the padding at all.
@@ -18,7 +18,7 @@ from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from raynn.errors import JobError
-from raynn.networks.inputs import Batch, ImageNormalization, TableEmbedding
+from raynn.networks.inputs import Batch, ImageNormalization, TableEmbedding, TokenEmbedding
 from raynn.networks.layers import (
     ACTIVATIONS,
     Activation,
@@ -60,8 +60,9 @@ class CnnSettings(Settings):
     pooling: Annotated[Literal["max", "mean", "stride"], Field(description="how a stage halves the map")] = "max"
     head_pooling: Annotated[
         Literal["mean", "max", "flatten"] | None,
-        Field(description="from the last map to one vector; default: flatten, and max where lengths differ"),
+        Field(description="from the last map to one vector; default: flatten, max where lengths differ"),
     ] = None
+    embedding: Annotated[Width, Field(description="width of a token's vector")] = 64
     head_hidden: Annotated[tuple[Width, ...], Field(description="dense layers before the outputs")] = (128,)
 
 
@@ -186,29 +187,37 @@ class Cnn(nn.Module):
         super().__init__()
         places = itertools.count()
         self.image = ImageNormalization(inputs) if inputs.image_CHW else None
-        if inputs.image_CHW and inputs.sequence_TC:
+        there = {"image": inputs.image_CHW, "sequence": inputs.sequence_TC, "text": inputs.vocabulary_size}
+        names = [name for name, size in there.items() if size]
+        if not names:
             raise JobError(
-                "network.kind = 'cnn' takes an image or a sequence column, and the features have both; set one of them "
-                "to ignore in data.columns, or use network.kind: feedforward"
+                "network.kind = 'cnn' needs an image, a sequence or a text column, and the features have none; "
+                "use network.kind: feedforward for a table"
             )
+        if len(names) > 1:
+            raise JobError(
+                f"network.kind = 'cnn' takes one image, sequence or text column, and the features have "
+                f"{' and '.join(names)}; set one of them to ignore in data.columns, or use network.kind: feedforward"
+            )
+        self.tokens: TokenEmbedding | None = None
         if inputs.image_CHW:
             channels, *size = inputs.image_CHW
         elif inputs.sequence_TC:
             length, channels = inputs.sequence_TC
             size = [length]
         else:
-            raise JobError(
-                "network.kind = 'cnn' needs an image or a sequence column, and the features have neither; "
-                "use network.kind: feedforward for a table"
-            )
+            channels, size = settings.embedding, [ANY]
         self.any_length = inputs.any_length
         if self.any_length and settings.head_pooling == "flatten":
             raise JobError(
                 "network.head_pooling = 'flatten' needs sequences of one length, and their lengths differ; use mean or "
-                "max, or cut or pad them to one length"
+                "max"
             )
         self.head_pooling = settings.head_pooling or ("max" if self.any_length else "flatten")
-        self.input_dropout = Dropout(regularization.input_dropout, channels, next(places))
+        if inputs.vocabulary_size:
+            self.tokens = TokenEmbedding(inputs.vocabulary_size, channels, regularization.input_dropout, next(places))
+        else:
+            self.input_dropout = Dropout(regularization.input_dropout, channels, next(places))
         self.stages, flat = stages(settings, tuple(size), channels)
         self.table = TableEmbedding(inputs)
         width = (flat if self.head_pooling == "flatten" else settings.channels[-1]) + self.table.width
@@ -227,19 +236,24 @@ class Cnn(nn.Module):
 
     def features(self, batch: Batch, key_B: Tensor | None = None) -> Tensor:
         """What the head reads [B, H]."""
-        within = None
-        if self.image is not None:
-            # channels_last: 1.3 to 1.5 times the speed of the plain layout on a CPU, and what tensor cores want
-            x_BCS = self.image(batch["image"]).contiguous(memory_format=torch.channels_last)
-        else:
-            x_BCS = batch["sequence"].transpose(1, 2)
-            if self.any_length:
-                within = steps_within(batch["length"], x_BCS.shape[2])[:, None]
-        x_BCS, within = self.stages((self.input_dropout(x_BCS, key_B), within))
+        x_BCS, within = self.stages(self._inputs(batch, key_B))
         x_BH = self.dropouts[0](torch.cat([self._pooled(x_BCS, within), *self.table(batch)], dim=1), key_B)
         for dense, dropout in zip(self.dense, list(self.dropouts)[1:], strict=True):
             x_BH = dropout(self.activation(dense(x_BH)), key_B)
         return x_BH
+
+    def _inputs(self, batch: Batch, key_B: Tensor | None) -> Map:
+        """The image, the sequence or the embedded text."""
+        if self.image is not None:
+            # channels_last: 1.3 to 1.5 times the speed of the plain layout on a CPU, and what tensor cores want
+            image_BCHW = self.image(batch["image"]).contiguous(memory_format=torch.channels_last)
+            return self.input_dropout(image_BCHW, key_B), None
+        if self.tokens is not None:
+            x_BCT = self.tokens(batch["tokens"], key_B).transpose(1, 2)
+        else:
+            x_BCT = self.input_dropout(batch["sequence"].transpose(1, 2), key_B)
+        within = steps_within(batch["length"], x_BCT.shape[2])[:, None] if self.any_length else None
+        return x_BCT, within
 
     def _pooled(self, x_BCS: Tensor, within_B1T: Tensor | None) -> Tensor:
         """One vector a row [B, H] from the last map."""
@@ -254,6 +268,6 @@ def build(settings: CnnSettings, inputs: InputSpec, regularization: Regularizati
     """The network for these inputs.
 
     Raises:
-        JobError: the features have neither an image nor a sequence.
+        JobError: the features have no image, sequence or text, or two of them; a map of any length is to be flattened.
     """
     return Cnn(settings, inputs, regularization).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

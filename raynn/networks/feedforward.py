@@ -1,4 +1,4 @@
-"""Feedforward network over tables; images and sequences of one length are flattened, sequences of any lengths pooled.
+"""Feedforward network over tables; images and sequences of one length are flattened, text and others pooled.
 
 Shapes: B rows, T steps, C channels, E width of a step, D input width, H hidden units, K outputs.
 """
@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raynn.networks.inputs import Batch, ImageNormalization, TableEmbedding
+from raynn.networks.inputs import Batch, ImageNormalization, TableEmbedding, TokenEmbedding
 from raynn.networks.layers import ACTIVATIONS, Activation, GlobalBatchNorm, pooled_over_steps, steps_within
 from raynn.preprocessing import InputSpec
 from raynn.regularization import Dropout, RegularizationSettings
@@ -42,9 +42,9 @@ class FeedforwardSettings(Settings):
     category_embedding_width: Annotated[
         Width | None, Field(description="default: 1.6 * categories ** 0.56, at most 50")
     ] = None
-    embedding: Annotated[Width, Field(description="width of each step's vector, where lengths differ")] = 64
+    embedding: Annotated[Width, Field(description="width of a token's vector; of a step's, where lengths differ")] = 64
     pooling: Annotated[
-        Literal["mean", "max"], Field(description="from all steps to one vector, where lengths differ")
+        Literal["mean", "max"], Field(description="from all tokens or steps to one vector, where lengths differ")
     ] = "mean"
 
 
@@ -88,25 +88,29 @@ class ResidualBlock(nn.Module):
 
 
 class PooledSteps(nn.Module):
-    """One dense layer for every step, then the mean or the largest over the steps that are there: a function of the set
-    of steps, blind to their order (Zaheer et al. 2017, theorem 2).
+    """A vector for every step (one dense layer) or token (its embedding), then their mean or largest: a function of the
+    set of steps, blind to their order (Zaheer et al. 2017, theorem 2; of text Joulin et al. 2017, section 2).
     """
 
     def __init__(
         self, settings: FeedforwardSettings, inputs: InputSpec, regularization: RegularizationSettings, place: int
     ) -> None:
         super().__init__()
-        assert inputs.sequence_TC is not None
-        num_channels = inputs.sequence_TC[1]
-        self.input_dropout = Dropout(regularization.input_dropout, num_channels, place)
-        self.linear = nn.Linear(num_channels, settings.embedding)
-        self.activation = ACTIVATIONS[settings.activation]()
+        width, p = settings.embedding, regularization.input_dropout
         self.pooling = settings.pooling
+        self.tokens = TokenEmbedding(inputs.vocabulary_size, width, p, place) if inputs.vocabulary_size else None
+        if inputs.sequence_TC:
+            self.input_dropout = Dropout(p, inputs.sequence_TC[1], place)
+            self.linear = nn.Linear(inputs.sequence_TC[1], width)
+            self.activation = ACTIVATIONS[settings.activation]()
 
     def forward(self, batch: Batch, key_B: Tensor | None) -> Tensor:
         """One vector a row [B, E]; dropout silences a channel at all steps alike."""
-        x_BTC = self.input_dropout(batch["sequence"].transpose(1, 2), key_B).transpose(1, 2)
-        x_BTE = self.activation(self.linear(x_BTC))
+        if self.tokens is not None:
+            x_BTE = self.tokens(batch["tokens"], key_B)
+        else:
+            x_BCT = self.input_dropout(batch["sequence"].transpose(1, 2), key_B)
+            x_BTE = self.activation(self.linear(x_BCT.transpose(1, 2)))
         return pooled_over_steps(x_BTE, steps_within(batch["length"], x_BTE.shape[1]), self.pooling)
 
 

@@ -1,4 +1,4 @@
-"""From a batch's columns to one vector a row: embeddings of numbers and categories, normalized images.
+"""From a batch's columns to vectors: embeddings of numbers, categories and tokens, normalized images.
 
 Shapes: B rows, F numeric columns, T bins, N frequencies, E embedding width, D width of the joint vector.
 """
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from raynn.preprocessing import InputSpec
+from raynn.regularization import TokenDropout
 
 Batch = Mapping[str, Tensor]
 
@@ -86,6 +87,19 @@ class ImageNormalization(nn.Module):
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """Normalized float images, same shape."""
         return (image_BCHW.to(self.mean_C11.dtype) - self.mean_C11) / self.std_C11
+
+
+class TokenEmbedding(nn.Module):
+    """Tokens as vectors; token 0, unknown or padding, is zeros and stays so."""
+
+    def __init__(self, vocabulary_size: int, width: int, input_dropout: float, place: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary_size, width, padding_idx=0)
+        self.dropout = TokenDropout(input_dropout, vocabulary_size, place)
+
+    def forward(self, tokens_BT: Tensor, key_B: Tensor | None) -> Tensor:
+        """Vectors [B, T, E]."""
+        return self.dropout(self.embedding(tokens_BT), tokens_BT, key_B)
 
 
 class TableEmbedding(nn.Module):

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raynn.errors import JobError
-from raynn.networks.inputs import Batch, TableEmbedding
+from raynn.networks.inputs import Batch, TableEmbedding, TokenEmbedding
 from raynn.networks.layers import pooled_over_steps, steps_within
 from raynn.preprocessing import InputSpec
 from raynn.regularization import Dropout, RegularizationSettings
@@ -77,7 +77,7 @@ def _steps_at(x_BTH: Tensor, place_BN: Tensor) -> Tensor:
 
 
 class Recurrent(nn.Module):
-    """Layers over the steps of a sequence, pooling, table columns beside it, and a linear head.
+    """Layers over the steps of a sequence or the tokens of a text, pooling, table columns beside it, and a linear head.
 
     Dropout silences a feature of a row at all steps alike (Gal & Ghahramani 2016, section 4.1).
     """
@@ -86,14 +86,19 @@ class Recurrent(nn.Module):
         self, cell: Cell, settings: RecurrentSettings, inputs: InputSpec, regularization: RegularizationSettings
     ) -> None:
         super().__init__()
-        if inputs.sequence_TC is None:
+        places = itertools.count()
+        self.tokens: TokenEmbedding | None = None
+        if inputs.vocabulary_size:
+            width = settings.embedding
+            self.tokens = TokenEmbedding(inputs.vocabulary_size, width, regularization.input_dropout, next(places))
+        elif inputs.sequence_TC:
+            width = inputs.sequence_TC[1]
+            self.input_dropout = Dropout(regularization.input_dropout, width, next(places))
+        else:
             raise JobError(
-                f"network.kind = {settings.kind!r} needs a sequence column, and the features have none; "
+                f"network.kind = {settings.kind!r} needs a sequence or a text column, and the features have neither; "
                 "use network.kind: feedforward for a table, cnn for images"
             )
-        places = itertools.count()
-        width = inputs.sequence_TC[1]
-        self.input_dropout = Dropout(regularization.input_dropout, width, next(places))
         ways = 2 if settings.bidirectional else 1
         self.layers, self.dropouts = nn.ModuleList(), nn.ModuleList()
         for _ in range(settings.layers):
@@ -107,7 +112,10 @@ class Recurrent(nn.Module):
 
     def forward(self, batch: Batch, key_B: Tensor | None = None) -> Tensor:
         """Outputs [B, K]: logits, or the standardized value."""
-        x_BTH = _over_steps(self.input_dropout, batch["sequence"], key_B)
+        if self.tokens is not None:
+            x_BTH = self.tokens(batch["tokens"], key_B)
+        else:
+            x_BTH = _over_steps(self.input_dropout, batch["sequence"], key_B)
         length_B = batch["length"].clamp(min=1)
         # float32 whatever the precision: rounding errors add up over the steps
         with torch.autocast(x_BTH.device.type, enabled=False):
@@ -190,7 +198,7 @@ def build_recurrent(
     """The network for these inputs.
 
     Raises:
-        JobError: the features have no sequence, or a language model is to read in both directions.
+        JobError: the features have neither a sequence nor text, or a language model is to read in both directions.
     """
     network = RecurrentLanguageModel if inputs.task == "language_modeling" else Recurrent
     return network(cell, settings, inputs, regularization)
