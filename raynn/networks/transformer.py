@@ -107,8 +107,8 @@ class Block(nn.Module):
         num_rows, num_tokens, width = x_BTW.shape
         parts = self.query_key_value(self.attention_norm(x_BTW))
         parts = parts.view(num_rows, num_tokens, 3 * self.num_heads, width // self.num_heads).transpose(1, 2)
-        q_BATD, k_BASD = turned(parts[:, : 2 * self.num_heads], angles).chunk(2, dim=1)
-        v_BASD = parts[:, 2 * self.num_heads :]
+        turning, v_BASD = parts.split([2 * self.num_heads, self.num_heads], dim=1)
+        q_BATD, k_BASD = turned(turning, angles).chunk(2, dim=1)
         if past is not None:
             k_BASD, v_BASD = torch.cat([past[0], k_BASD], dim=2), torch.cat([past[1], v_BASD], dim=2)
         y_BATD = causal_attention(q_BATD, k_BASD, v_BASD, whole=past is None)
