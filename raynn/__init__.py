@@ -14,6 +14,7 @@ data, worker and trainer, `wandb` in tracking alone.
     resources.py       workers, devices, memory: never changes the result
     stopping.py        when to stop: pure rules over the history
     search.py          what a search may vary
+    ledger.py          a search's trials, and the journal they are kept in
     progress.py        one line of progress, drawn from the run folder
     generators.py      data made up by a formula, with the best figure known
     mnist1d.py         ten shapes hidden in noise

@@ -25,6 +25,7 @@ PLAIN = (  # these load neither torch nor ray, not even through what they import
     "resources",
     "stopping",
     "search",
+    "ledger",
     "progress",
     "generators",
     "mnist1d",
