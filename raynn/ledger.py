@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,6 +65,7 @@ class Trial:
     changes: list[Change] = field(default_factory=list)
     status: Status = "waiting"
     reason: str = ""
+    left: list[Trial] = field(default_factory=list)  # what it was, each time that it took over another's weights
 
     @property
     def epochs(self) -> int:
@@ -166,6 +167,7 @@ class Ledger:
             trial.status, trial.reason = event["status"], event["reason"]
         elif kind == "exploit":
             donor = self.trials[event["donor"]]
+            trial.left.append(replace(trial, left=[]))
             trial.records = list(donor.records)
             trial.changes = [*donor.changes, Change(donor.epochs, event["settings"])]
             trial.settings = donor.settings
