@@ -13,8 +13,15 @@ data, worker and trainer, `wandb` in tracking alone.
     metrics.py         what a run measures, and which way is better
     resources.py       workers, devices, memory: never changes the result
     stopping.py        when to stop: pure rules over the history
-    search.py          what a search may vary
     ledger.py          a search's trials, and the journal they are kept in
+    race.py            what trials are compared by, and what a scheduler answers
+    halving.py         the best share goes on: ASHA, ASHA that promotes, HyperBand
+    median.py          what is worse than the median is cut
+    exploration.py     settings changed while a trial trains: which may be, and by how much
+    bandit.py          which settings to try next, by what others have gained
+    population.py      trials that take over each other's weights
+    schedulers.py      which trial goes on: all kinds in one table
+    search.py          what a search may vary
     progress.py        one line of progress, drawn from the run folder
     generators.py      data made up by a formula, with the best figure known
     mnist1d.py         ten shapes hidden in noise
