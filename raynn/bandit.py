@@ -9,7 +9,7 @@ Shapes: N observations, M points asked about, D coordinates of a point (the valu
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any, NamedTuple
@@ -33,11 +33,17 @@ class Kernel(NamedTuple):
         """Covariances [N, M]: exp(-|x - x'|**2 / (2 lengthscale**2)) * (1 - epsilon)**(|t - t'| / 2), the squared
         exponential times the kernel of time of Bogunovic et al. 2016, section 3.
         """
+        return self.of(*_apart(x_ND, t_N, x_MD, t_M))
+
+    def of(self, distance_NM: Any, age_NM: Any) -> Any:
+        """The same of squared distances and ages."""
         import numpy as np
 
-        distance_NM = ((x_ND[:, None, :] - x_MD[None, :, :]) ** 2).sum(-1)
-        age_NM = np.abs(t_N[:, None] - t_M[None, :])
-        return np.exp(-0.5 * distance_NM / self.lengthscale**2) * (1.0 - self.epsilon) ** (age_NM / 2.0)
+        return np.exp(age_NM * (0.5 * math.log1p(-self.epsilon)) - distance_NM * (0.5 / self.lengthscale**2))
+
+
+def _apart(x_ND: Any, t_N: Any, x_MD: Any, t_M: Any) -> tuple[Any, Any]:
+    return ((x_ND[:, None, :] - x_MD[None, :, :]) ** 2).sum(-1), abs(t_N[:, None] - t_M[None, :])
 
 
 # Where the kernel is sought: as logarithms, with the value it starts from.
@@ -77,7 +83,7 @@ class Bandit:
         for path in paths:
             if path not in numbers:
                 settings[path] = perturbed(self.space[path], settings[path], random, 0.25)
-        seen = self.observations(trials)[-MAX_OBSERVATIONS:]
+        seen = self.observations(trials, epochs)[-MAX_OBSERVATIONS:]
         if len(seen) < 2 or not numbers:
             return settings | {path: drawn(self.space[path], random.random()) for path in numbers}
         generation = epochs // self.interval + 1
@@ -96,30 +102,30 @@ class Bandit:
         pending_PD, _ = self._points(given, numbers, scale)
         here_D = self._points([here], numbers, scale)[0][0]
 
+        t_P = np.full(len(given), float(generation))
+        gain_of = posterior(kernel, x_ND, t_N, y_N)
+        doubt_of = posterior(kernel, np.concatenate([x_ND, pending_PD]), np.concatenate([t_N, t_P]))
+        weight = math.sqrt(beta(len(seen)))
+
         def bound(place_MD: Any) -> Any:
             x_MD = np.concatenate([np.full((len(place_MD), 1), here_D[0]), place_MD], axis=1)
             t_M = np.full(len(x_MD), float(generation))
-            mean_M, _ = posterior(kernel, x_ND, t_N, y_N, x_MD, t_M)
-            x_KD = np.concatenate([x_ND, pending_PD])
-            t_K = np.concatenate([t_N, np.full(len(pending_PD), float(generation))])
-            _, variance_M = posterior(kernel, x_KD, t_K, np.zeros(len(t_K)), x_MD, t_M)
-            return mean_M + math.sqrt(beta(len(seen))) * np.sqrt(variance_M)
+            return gain_of(x_MD, t_M)[0] + weight * np.sqrt(doubt_of(x_MD, t_M)[1])
 
         best_D = greatest(bound, len(numbers), here_D[1:], random)
         chosen = zip(numbers, best_D, strict=True)
         return settings | {path: at_position(self.space[path], float(place)) for path, place in chosen}
 
-    def observations(self, trials: Sequence[Trial]) -> list[Observation]:
-        """What every interval of every trial gave, those included that were left for another's weights; in the order
-        of time, then of numbers. What a trial has from a donor is the donor's, and counts once.
+    def observations(self, trials: Sequence[Trial], epochs: int) -> list[Observation]:
+        """What every interval of every trial gave up to this many epochs, those included that were left for another's
+        weights or that have failed since; in the order of time, then of numbers. What a trial has from a donor is the
+        donor's, and counts once. What some have trained since then is not looked at: it would depend on the timing.
         """
         found = []
         for trial in trials:
-            if trial.status == "failed":
-                continue
             begun = 0
             for stretch in (*trial.left, trial):
-                for end in range(begun + self.interval, stretch.epochs + 1, self.interval):
+                for end in range(begun + self.interval, min(stretch.epochs, epochs) + 1, self.interval):
                     if end == self.interval:
                         continue  # from nothing: a gain of another kind
                     before = self.race.latest(stretch, end - self.interval)
@@ -155,27 +161,43 @@ def beta(num_observations: int) -> float:
     return 0.2 + max(0.0, math.log(0.4 * num_observations))
 
 
-def posterior(kernel: Kernel, x_ND: Any, t_N: Any, y_N: Any, x_MD: Any, t_M: Any) -> tuple[Any, Any]:
-    """Mean and variance [M] of the process at points, given observations (Rasmussen & Williams 2006, algorithm 2.1)."""
+def posterior(kernel: Kernel, x_ND: Any, t_N: Any, y_N: Any = None) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """Mean and variance [M] of the process as a function of points and times, given observations (Rasmussen & Williams
+    2006, algorithm 2.1); without their values the mean is 0, and the variance, which does not depend on them, the same.
+    """
     import numpy as np
     from scipy.linalg import cho_solve, cholesky, solve_triangular
 
-    own_NN = kernel.between(x_ND, t_N, x_ND, t_N) + kernel.noise * np.eye(len(t_N))
-    root_NN = cholesky(own_NN, lower=True)
-    cross_NM = kernel.between(x_ND, t_N, x_MD, t_M)
-    mean_M = cross_NM.T @ cho_solve((root_NN, True), y_N)
-    half_NM = solve_triangular(root_NN, cross_NM, lower=True)
-    return mean_M, np.maximum(1.0 - (half_NM**2).sum(0), 1e-12)
+    root_NN = cholesky(kernel.between(x_ND, t_N, x_ND, t_N) + kernel.noise * np.eye(len(t_N)), lower=True)
+    weight_N = np.zeros(len(t_N)) if y_N is None else cho_solve((root_NN, True), y_N)
+
+    def at(x_MD: Any, t_M: Any) -> tuple[Any, Any]:
+        cross_NM = kernel.between(x_ND, t_N, x_MD, t_M)
+        half_NM = solve_triangular(root_NN, cross_NM, lower=True)
+        return cross_NM.T @ weight_N, np.maximum(1.0 - (half_NM**2).sum(0), 1e-12)
+
+    return at
 
 
-def log_likelihood(kernel: Kernel, x_ND: Any, t_N: Any, y_N: Any) -> float:
-    """Log marginal likelihood of the observations (Rasmussen & Williams 2006, eq. 2.30)."""
+def log_likelihood(kernel: Kernel, x_ND: Any, t_N: Any, y_N: Any) -> tuple[float, Any]:
+    """Log marginal likelihood of the observations, and its gradient [3] by the logarithms of lengthscale, epsilon and
+    noise (Rasmussen & Williams 2006, eq. 5.8 and 5.9).
+    """
     import numpy as np
     from scipy.linalg import cho_solve, cholesky
 
-    root_NN = cholesky(kernel.between(x_ND, t_N, x_ND, t_N) + kernel.noise * np.eye(len(t_N)), lower=True)
-    fit = y_N @ cho_solve((root_NN, True), y_N)
-    return float(-0.5 * fit - np.log(np.diag(root_NN)).sum() - 0.5 * len(t_N) * math.log(2 * math.pi))
+    distance_NN, age_NN = _apart(x_ND, t_N, x_ND, t_N)
+    own_NN = kernel.of(distance_NN, age_NN)
+    root_NN = cholesky(own_NN + kernel.noise * np.eye(len(t_N)), lower=True)
+    weight_N = cho_solve((root_NN, True), y_N)
+    value = -0.5 * y_N @ weight_N - np.log(np.diag(root_NN)).sum() - 0.5 * len(t_N) * math.log(2 * math.pi)
+    slope_NN = 0.5 * (np.outer(weight_N, weight_N) - cho_solve((root_NN, True), np.eye(len(t_N))))
+    gradient = [
+        (slope_NN * own_NN * distance_NN).sum() / kernel.lengthscale**2,
+        (slope_NN * own_NN * age_NN).sum() * -0.5 * kernel.epsilon / (1.0 - kernel.epsilon),
+        np.trace(slope_NN) * kernel.noise,
+    ]
+    return float(value), np.array(gradient)
 
 
 def fitted_kernel(x_ND: Any, t_N: Any, y_N: Any) -> Kernel:
@@ -186,14 +208,13 @@ def fitted_kernel(x_ND: Any, t_N: Any, y_N: Any) -> Kernel:
     def kernel_of(logs: Any) -> Kernel:
         return Kernel(*(float(value) for value in np.exp(logs)))
 
+    def loss(logs: Any) -> tuple[float, Any]:
+        value, gradient = log_likelihood(kernel_of(logs), x_ND, t_N, y_N)
+        return -value, -gradient
+
     low, high, start = np.log(np.array(list(_BOUNDS.values()))).T
-    found = minimize(
-        lambda logs: -log_likelihood(kernel_of(logs), x_ND, t_N, y_N),
-        start,
-        bounds=list(zip(low, high, strict=True)),
-        method="L-BFGS-B",
-        options={"maxiter": 30},
-    )
+    bounds = list(zip(low, high, strict=True))
+    found = minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B", options={"maxiter": 30})
     return kernel_of(np.clip(found.x, low, high))
 
 
