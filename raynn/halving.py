@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from raynn.ledger import Resume, Trial, Verdict
-from raynn.race import Race, Scheduler, competing, ordinal
+from raynn.race import Race, Scheduler, Standings, competing, ordinal
 from raynn.settings import Settings
 
 GracePeriod = Annotated[int, Field(ge=1, description="epochs that every trial trains: the lowest rung")]
@@ -94,6 +94,10 @@ class Bracket:
     rungs: tuple[int, ...]  # below the last, max_epochs
     reduction_factor: int
 
+    @cached_property
+    def _standings(self) -> Standings:
+        return Standings(self.race, self.rungs)
+
     def promotion(self, trials: Sequence[Trial], last: bool, deciding: int | None = None) -> tuple[int, Resume] | None:
         """Rung and trial of the next promotion: from the highest rung where one of the best 1 / reduction_factor still
         waits, the best of those.
@@ -104,14 +108,18 @@ class Bracket:
                 would wait for others for ever, sends its best on: the search ends with a trial trained to the end.
             deciding: the number of a trial that has just come to a rung, and counts as one that waits.
         """
+        waiting: dict[int, set[int]] = {}
+        for trial in trials:
+            if trial.status == "paused" or trial.number == deciding:
+                waiting.setdefault(trial.epochs, set()).add(trial.number)
+        standings = self._standings.of(trials)
         for rung in reversed(self.rungs):
-            waiting = {t.number for t in trials if t.epochs == rung and (t.status == "paused" or t.number == deciding)}
-            if not waiting:
+            standing = standings[rung]
+            if rung not in waiting:
                 continue
-            standing = self.race.standing(trials, rung)
             num = max(len(standing) // self.reduction_factor, int(last))
             for _, number in standing[:num]:
-                if number in waiting:
+                if number in waiting[rung]:
                     share = _share(self.reduction_factor) if num * self.reduction_factor <= len(standing) else "one"
                     report = _place(self.race, number, standing, rung)
                     return rung, Resume(number, f"{report}, the best {share} goes on")
@@ -125,7 +133,7 @@ class Bracket:
         next_one = self.promotion(trials, last=False, deciding=trial.number)
         if next_one is not None and next_one[1].number == trial.number:
             return Verdict("go_on", next_one[1].reason)
-        report = _place(self.race, trial.number, self.race.standing(trials, rung), rung)
+        report = _place(self.race, trial.number, self._standings.of(trials)[rung], rung)
         return Verdict("pause", f"{report}, waits to be among the best {_share(self.reduction_factor)}")
 
     def left_behind(self, trial: Trial, trials: Sequence[Trial]) -> str:

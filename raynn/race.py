@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -128,6 +129,46 @@ class Race:
                 curve.best.append(score if before is None else min(before, score))
                 curve.total.append(total + score)
         return curve
+
+
+class Standings:
+    """`Race.standing` at some epochs, kept sorted: only trials that have changed since they were last asked about are
+    looked at again, and the answer is the same as without.
+    """
+
+    def __init__(self, race: Race, rungs: Sequence[int]) -> None:
+        self.race = race
+        self.at: dict[int, list[tuple[float, int]]] = {rung: [] for rung in rungs}
+        self._seen: dict[int, tuple[list[dict[str, float]], int, str, float | None]] = {}
+
+    def of(self, trials: Sequence[Trial]) -> dict[int, list[tuple[float, int]]]:
+        """By epoch, score and number of all of `trials` who stand there, the best first."""
+        if len(self._seen) > len(trials):
+            self._forget()
+        metric, seen = self.race.metric, self._seen
+        for trial in trials:
+            records, before = trial.records, seen.get(trial.number)
+            newest = records[-1].get(metric) if records else None
+            now = (records, len(records), trial.status, newest)
+            if before is None or before[0] is not records or before[1:] != now[1:]:
+                seen[trial.number] = now
+                self._place(trial, known=before is not None)
+        if len(seen) > len(trials):  # these are others than before
+            self._forget()
+            return self.of(trials)
+        return self.at
+
+    def _place(self, trial: Trial, known: bool) -> None:
+        for rung, standing in self.at.items():
+            if known:
+                standing[:] = [entry for entry in standing if entry[1] != trial.number]
+            if stands(trial, rung) and (score := self.race.score(trial, rung)) is not None:
+                insort(standing, (score, trial.number))
+
+    def _forget(self) -> None:
+        self._seen.clear()
+        for standing in self.at.values():
+            standing.clear()
 
 
 def stands(trial: Trial, epochs: int) -> bool:

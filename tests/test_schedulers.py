@@ -18,7 +18,7 @@ from raynn.errors import JobError
 from raynn.halving import AshaSettings, Promoting, bracket_sizes, hyperband, rungs_below
 from raynn.job import Job
 from raynn.ledger import Ledger, Trial, value_at
-from raynn.race import Race, Scheduler, ordinal
+from raynn.race import Race, Scheduler, Standings, ordinal
 from raynn.schedulers import SchedulerKind, SchedulerSettings, scheduler_of, written_out
 
 KINDS: tuple[SchedulerKind, ...] = ("asha", "asha_promote", "hyperband", "median", "none")
@@ -341,6 +341,26 @@ def test_what_is_remembered_of_a_trial_is_what_it_says() -> None:
         one = Trial(0, {}, "search", records=records)
         for epochs in range(1, len(records) + 2):
             assert race.score(one, epochs) == value_at(one, epochs, "val/loss", "min")
+
+
+def test_standings_kept_sorted_are_those_made_anew() -> None:
+    race = Race("val/loss", "min", 9)
+    kept = Standings(race, (1, 3))
+    random = Random(0)
+    searches: list[list[Trial]] = [[], []]
+    for _ in range(400):
+        trials = searches[random.random() < 0.1]
+        if len(trials) < 6 or random.random() < 0.05:
+            trials.append(trial(len(trials), []))
+        one = random.choice(trials)
+        one.status = random.choice(["running", "running", "paused", "failed", "stopped_early", "cut"])
+        if one.records and random.random() < 0.2:
+            one.records[-1] = {"val/loss": random.random()}
+        elif random.random() < 0.1:
+            one.records = [{"val/loss": random.random()}]
+        else:
+            one.records.append({"val/loss": random.choice([0.5, math.nan, random.random()])})
+        assert kept.of(trials) == {rung: race.standing(trials, rung) for rung in (1, 3)}
 
 
 def test_ordinals() -> None:
