@@ -97,7 +97,7 @@ def train_epochs(
     workers: Workers,
     until: int | None = None,
 ) -> Iterator[Record]:
-    """Trains until the stopping rule or `max_epochs` ends it, or so many epochs are trained; yields one record an epoch,
+    """Trains until the stopping rule, `max_epochs` or `until` (epochs) ends it; yields one record an epoch,
     the same on every worker.
 
     Raises:

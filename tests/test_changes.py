@@ -1,4 +1,4 @@
-"""Settings that change during training: in force from the epoch on, exact after a resume, refused where they cannot be."""
+"""Settings that change during training: in force from their epoch on, exact after a resume, refused if they cannot."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_learning_rate_changes_and_only_after_its_epoch(garden: Path, tmp_pa
 
 
 def test_weight_decay_and_dropout_are_those_in_force(garden: Path, tmp_path: Path) -> None:
-    """Decay that takes a weight's whole length in a step leaves none; dropout of all but nothing leaves the loss high."""
+    """Decay that takes all of a weight in a step leaves next to none; dropout of nearly all leaves the loss high."""
     decayed = train(job(garden, tmp_path, (1, {"regularization.weight_decay": 100.0, RATE: 1e-2})))
     kept = train(job(garden, tmp_path))
     dropped = train(job(garden, tmp_path, (1, {"regularization.dropout": 0.9})))
