@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from raynn.batches import TrainingShard
 from raynn.checkpoint import load_newest, save_checkpoint
@@ -39,6 +40,7 @@ class Assignment:
     folder: str
     started_at: float  # Unix time of the command, s
     told: int | None = None  # epochs that whoever asked has seen of this run; those trained beyond are yielded again
+    tests: bool = True  # whether the test set is looked at in the end
 
     @property
     def job(self) -> Job:
@@ -93,7 +95,7 @@ def run_training(assignment: Assignment, shards: Shards, workers: Workers) -> It
         raise TrainingError(f"{error}{hint}") from None
     if tracker:
         result = _result(assignment, state, with_split("test", test), workers, model)
-        _save_model(folder / "model", assignment, model)
+        save_model(folder / "model", job, assignment.preprocessing_json, model.state_dict())
         write_json(folder / "result.json", result)
         tracker.finish(result["metrics"])
 
@@ -173,10 +175,10 @@ def _result(
     }
 
 
-def _save_model(folder: Path, assignment: Assignment, model: torch.nn.Module) -> None:
+def save_model(folder: Path, job: Job, preprocessing_json: str, weights: dict[str, Tensor]) -> None:
     """All that predict needs: weights, preprocessing, job. No pickle."""
     folder.mkdir(exist_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, folder / "weights.safetensors")
-    (folder / "preprocessing.json").write_text(assignment.preprocessing_json)
-    (folder / "job.yaml").write_text(assignment.job.to_yaml())
+    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    save_file(kept, folder / "weights.safetensors")
+    (folder / "preprocessing.json").write_text(preprocessing_json)
+    (folder / "job.yaml").write_text(job.to_yaml())
