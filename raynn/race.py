@@ -115,7 +115,10 @@ class Race:
 
     def _curve(self, trial: Trial) -> _Curve:
         curve = self._curves.get(trial.number)
-        if curve is None or not curve.extends_to(trial, self.metric):
+        if curve is not None and curve.extends_to(trial, self.metric):
+            if len(curve.best) == len(trial.records):
+                return curve
+        else:
             curve = self._curves[trial.number] = _Curve(trial.records)
         for record in trial.records[len(curve.best) :]:
             curve.newest = record.get(self.metric)

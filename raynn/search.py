@@ -143,6 +143,7 @@ class SearchSettings(Settings):
         Field(description="grid: every combination of distributions with countable values"),
     ] = "optuna"
     scheduler: Annotated[SchedulerSettings, Field(description="a kind, or a section with its settings")] = "asha"
+    concurrent_trials: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     metric: Annotated[str, Field(description="<split>/<quantity>, of train or val")] = "val/loss"
     mode: Literal["auto", "min", "max"] = "auto"
     space: Annotated[dict[str, DistributionSettings], Field(min_length=1, description="dotted path: distribution")]

@@ -33,7 +33,9 @@ PLAIN = (  # these load neither torch nor ray, not even through what they import
     "population",
     "schedulers",
     "search",
+    "director",
     "progress",
+    "estimate",
     "generators",
     "mnist1d",
     "corpora",
@@ -102,6 +104,10 @@ ORDER = (
     "data",
     "worker",
     "trainer",
+    "outcome",
+    "trial",
+    "desk",
+    "tuner",
     "run",
     "image_quality",
     "prediction",
@@ -113,7 +119,7 @@ ORDER = (
     "cli",
     "__main__",
 )
-ROOMS = {"ray": {"cluster", "data", "worker", "trainer", "tuner", "submit"}, "wandb": {"tracking"}}
+ROOMS = {"ray": {"cluster", "data", "worker", "trainer", "trial", "desk", "tuner", "submit"}, "wandb": {"tracking"}}
 DRAWERS = {"utils", "util", "common", "base", "helpers", "helper", "manager", "engine", "misc"}
 MAX_LINES = 500
 
