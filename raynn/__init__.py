@@ -12,8 +12,9 @@ data, worker and trainer, `wandb` in tracking alone.
     jobfile.py         a job file as text: YAML with lines and columns, and overrides
     metrics.py         what a run measures, and which way is better
     resources.py       workers, devices, memory: never changes the result
-    stopping.py        when to stop: pure rules over the history
     search.py          what a search may vary
+    rules.py           what each stopping rule says of a curve
+    stopping.py        when to stop: a decision over the history
     progress.py        one line of progress, drawn from the run folder
     generators.py      data made up by a formula, with the best figure known
     mnist1d.py         ten shapes hidden in noise

@@ -5,6 +5,7 @@ Shapes: B rows of this worker's share of a batch.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,6 @@ from raynn.collectives import Workers
 from raynn.errors import TrainingError
 from raynn.evaluation import evaluation_of
 from raynn.job import Job
-from raynn.metrics import higher_is_better
 from raynn.networks import NETWORKS
 from raynn.networks.layers import GlobalBatchNorm
 from raynn.objectives import loss_per_row, with_split
@@ -46,6 +46,7 @@ class TrainingState:
     average: AveragedWeights | None = None
     history: list[Record] = field(default_factory=list)
     best_weights: dict[str, Tensor] = field(default_factory=dict)
+    best_state: dict[str, Any] | None = None  # of the best epoch, where training may go back to it
     decision: Decision | None = None
     # seen by the progress line, not part of a checkpoint
     step_of_epoch: int = 0
@@ -70,20 +71,34 @@ class TrainingState:
     def to_dict(self) -> dict[str, Any]:
         """For a checkpoint. Random numbers are functions of (seed, epoch, row): there is no generator to save."""
         return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average.to_dict() if self.average else None,
+            **self.moving(),
             "history": self.history,
             "best_weights": self.best_weights,
+            "best_state": self.best_state,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes the place of a state that `to_dict` wrote."""
+        self.set_moving(state)
+        self.history, self.best_weights = state["history"], state["best_weights"]
+        self.best_state = state["best_state"]
+
+    def moving(self) -> dict[str, Any]:
+        """What a step changes: weights, optimizer, averaged weights."""
+        average = self.average.to_dict() if self.average else None
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "average": average}
+
+    def set_moving(self, state: dict[str, Any]) -> None:
+        """Takes the place of what `moving` gave."""
         self.model.load_state_dict(state["model"])
         restore_optimizer(self.optimizer, state["optimizer"])
         if self.average:
             self.average.restore(state["average"])
-        self.history, self.best_weights = state["history"], state["best_weights"]
+
+    def keep_best(self, may_go_back: bool) -> None:
+        """The weights at hand are the best so far."""
+        self.best_weights = {name: w.detach().clone() for name, w in self.evaluated.state_dict().items()}
+        self.best_state = copy.deepcopy(self.moving()) if may_go_back else None
 
 
 def train_epochs(
@@ -101,11 +116,12 @@ def train_epochs(
     while not _ended(job, state):
         epoch = len(state.history)
         reductions = plateau_reductions(settings, [record["val/loss"] for record in state.history])
+        factor = job.early_stopping.factor ** len(state.decision.reactions if state.decision else ())
         losses = torch.zeros(steps, dtype=torch.float64, device=workers.device)
         state.losses, state.epoch_started = losses, time.perf_counter()
         network.train()
         for k, (batch, key_B) in enumerate(train.batches(epoch, workers)):
-            rate = learning_rate(settings, epoch * steps + k, steps * settings.max_epochs, reductions)
+            rate = factor * learning_rate(settings, epoch * steps + k, steps * settings.max_epochs, reductions)
             for group in state.optimizer.param_groups:
                 group["lr"] = rate
             batch = augmented(batch, key_B, job.regularization)
@@ -119,7 +135,8 @@ def train_epochs(
             state.first_step_at = state.first_step_at or time.time()
             if (k + 1) % STEPS_BETWEEN_CHECKS == 0 or k + 1 == steps:
                 _check_finite(losses[: k + 1], epoch, workers)
-        train_seconds = time.perf_counter() - state.epoch_started
+        # the first worker's clock: rules go by it, and all must decide alike
+        train_seconds = workers.decided(time.perf_counter() - state.epoch_started)
         # losses are sums over this worker's rows: over all workers and steps, per row
         train_loss = float(workers.sum(losses).sum()) / train.lanes.num_rows
         record = {"epoch": epoch + 1, "step": (epoch + 1) * steps, "train/loss": train_loss}
@@ -128,16 +145,19 @@ def train_epochs(
         record["examples_per_second"] = train.lanes.num_rows / train_seconds
         state.history.append(record)
         state.step_of_epoch = 0
-        state.decision = decide(job.early_stopping, state.history, higher_is_better(job.early_stopping.monitor))
+        state.decision = decide(job.early_stopping, state.history)
         if state.decision.best_epoch == epoch + 1:
-            state.best_weights = {name: w.detach().clone() for name, w in state.evaluated.state_dict().items()}
+            state.keep_best(may_go_back=job.early_stopping.reductions > 0)
+        if state.decision.back:
+            assert state.best_state is not None
+            state.set_moving(copy.deepcopy(state.best_state))
         yield record
 
 
 def _ended(job: Job, state: TrainingState) -> bool:
     """Whether the history so far is the whole of it; after a resume the decision is made again from the history."""
     if state.history:
-        state.decision = decide(job.early_stopping, state.history, higher_is_better(job.early_stopping.monitor))
+        state.decision = decide(job.early_stopping, state.history)
     stopped = state.decision is not None and state.decision.stop
     return stopped or len(state.history) >= job.optimization.max_epochs
 

@@ -10,9 +10,9 @@ from raynn.errors import JobError
 from raynn.stopping import Decision, EarlyStoppingSettings, decide
 
 
-def decision(curve: list[float], higher_is_better: bool = False, **fields: Any) -> Decision:
+def decision(curve: list[float], **fields: Any) -> Decision:
     history = [{"epoch": float(i), "val/loss": value} for i, value in enumerate(curve, start=1)]
-    return decide(EarlyStoppingSettings(**fields), history, higher_is_better)
+    return decide(EarlyStoppingSettings(**fields), history)
 
 
 def stops_at(curve: list[float], **fields: Any) -> int | None:
