@@ -57,6 +57,7 @@ data, worker and trainer, `wandb` in tracking alone.
     shards.py          a worker's rows as tensors: on the GPU, in memory or on disk
     batches.py         which of them a batch holds, in which order
     checkpoint.py      the state to resume from, written whole or not at all
+    refit.py           how long to train anew on training and validation rows together
     loop.py            THE PAGE: a generator that yields one record per epoch
     training.py        one run on one worker, whoever started it
     placement.py       which rows a worker holds, and where

@@ -46,18 +46,26 @@ class EarlyStoppingSettings(RuleSettings):
 
 
 @dataclass(frozen=True)
+class Reaction:
+    """After `epoch` (from 1) the learning rate was reduced, for this reason."""
+
+    epoch: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Decision:
     """What follows from a history: whether to stop after its last epoch, why, and the epoch (from 1) of the best
     weights.
 
-    `reactions` says of each reduction of the learning rate so far why it was made. With `back` the last epoch is such a
-    one: its weights give way to the best ones. `path` are the epochs (from 1) that led to the best weights.
+    `reactions` are the reductions of the learning rate so far. With `back` the last epoch has led to one: its weights
+    give way to the best ones. `path` are the epochs (from 1) that led to the best weights.
     """
 
     stop: bool
     reason: str
     best_epoch: int
-    reactions: tuple[str, ...] = ()
+    reactions: tuple[Reaction, ...] = ()
     back: bool = False
     path: tuple[int, ...] = ()
 
@@ -80,7 +88,7 @@ def decide(settings: EarlyStoppingSettings, history: Sequence[Mapping[str, float
     """
     monitored = Curve(settings.monitor, history, range(len(history)))
     path, answered = list(range(len(history))), 0
-    reactions: list[str] = []
+    reactions: list[Reaction] = []
     while True:
         verdicts = _verdicts(settings, history, path)
         turn = None
@@ -88,7 +96,7 @@ def decide(settings: EarlyStoppingSettings, history: Sequence[Mapping[str, float
             turn = next((i for i, v in zip(path, verdicts, strict=True) if v and not v.final and i >= answered), None)
         if turn is None:
             break
-        reactions.append(str(_reason(verdicts[path.index(turn)])))
+        reactions.append(Reaction(turn + 1, _reason(verdicts[path.index(turn)])))
         best = _best(monitored, turn + 1)
         path, answered = [i for i in path if i <= best or i > turn], turn + 1
     best = _best(monitored, len(history))

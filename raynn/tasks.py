@@ -79,10 +79,10 @@ def prepare_job(
     """
     task, seed = task_of(job), job.optimization.seed
     if task == "forecasting":
-        return prepare_series(understood, driver, preprocessing)
+        return prepare_series(understood, driver, preprocessing, job.refit)
     if task == "language_modeling":
-        return prepare_corpus(understood, driver, preprocessing)
-    return prepare(understood, task, seed, driver, preprocessing)
+        return prepare_corpus(understood, driver, preprocessing, job.refit)
+    return prepare(understood, task, seed, driver, preprocessing, job.refit)
 
 
 def build_model(job: Job, preprocessing: Preprocessing) -> torch.nn.Module:

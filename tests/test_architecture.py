@@ -88,6 +88,7 @@ ORDER = (
     "shards",
     "batches",
     "checkpoint",
+    "refit",
     "loop",
     "training",
     "placement",
