@@ -93,8 +93,11 @@ class Curve:
     @cached_property
     def goodness(self) -> list[float]:
         """The values with their sign such that more is better; NaN is the worst there is."""
+        return self._ranked(self.values)
+
+    def _ranked(self, values: Sequence[float]) -> list[float]:
         sign = 1.0 if higher_is_better(self.metric) else -1.0
-        return [-math.inf if math.isnan(value) else sign * value for value in self.values]
+        return [-math.inf if math.isnan(value) else sign * value for value in values]
 
     @cached_property
     def errors(self) -> list[float]:
@@ -115,11 +118,20 @@ class Curve:
         total = list(accumulate(record["seconds"] for record in self.history))
         return [total[i] for i in self.path]
 
-    def best(self, stop: int) -> str:
-        """`best 0.98 at epoch 3`, of the first `stop` values as they were measured."""
-        sign = 1.0 if higher_is_better(self.metric) else -1.0
-        place = max(range(stop), key=lambda i: (-math.inf if math.isnan(self.raw[i]) else sign * self.raw[i], -i))
-        return f"best {self.raw[place]:.6g} at epoch {self.path[place] + 1}"
+    @cached_property
+    def best_places(self) -> list[int]:
+        """Of each epoch: where in `path` the first of the best values up to it stands, as they were measured."""
+        scores = self._ranked(self.raw)
+        places, best = [], 0
+        for i, score in enumerate(scores):
+            best = i if score > scores[best] else best
+            places.append(best)
+        return places
+
+    def best(self, place: int) -> str:
+        """`best 0.98 at epoch 3`, of the values up to a place in `path`."""
+        best = self.best_places[place]
+        return f"best {self.raw[best]:.6g} at epoch {self.path[best] + 1}"
 
 
 def _recorded(record: Mapping[str, float], metric: str) -> float:
@@ -138,6 +150,8 @@ def smoothed(values: Sequence[float], smoothing: float) -> list[float]:
     Written so that a constant stays that constant to the bit. What is not finite stands for itself and is no part of
     the average.
     """
+    if smoothing == 0.0:
+        return list(values)  # the recursion would round
     result: list[float] = []
     mean: float | None = None
     for value in values:
@@ -166,7 +180,7 @@ def patience(curve: Curve, settings: RuleSettings) -> Reasons:
         if value > reference + delta:
             renewed, reference = i, value
         if i - renewed >= settings.patience:
-            yield f"{curve.name} has not improved by more than {by} for {i - renewed} epochs ({curve.best(i + 1)})"
+            yield f"{curve.name} has not improved by more than {by} for {i - renewed} epochs ({curve.best(i)})"
         else:
             yield None
 
@@ -204,7 +218,7 @@ def plateau(curve: Curve, settings: RuleSettings) -> Reasons:
         deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
         if deviation <= settings.max_deviation:
             over = f"over {settings.window} epochs is at most {settings.max_deviation:g}"
-            yield f"the standard deviation {deviation:.3g} of {curve.name} {over} ({curve.best(i + 1)})"
+            yield f"the standard deviation {deviation:.3g} of {curve.name} {over} ({curve.best(i)})"
         else:
             yield None
 
@@ -215,7 +229,7 @@ def gl(curve: Curve, settings: RuleSettings) -> Reasons:
         if loss > settings.alpha:
             yield (
                 f"the generalization loss of {curve.name} is {loss:.4g} %, more than alpha = {settings.alpha:g} "
-                f"({curve.best(i + 1)})"
+                f"({curve.best(i)})"
             )
         else:
             yield None
@@ -229,7 +243,7 @@ def pq(curve: Curve, settings: RuleSettings) -> Reasons:
         if p is not None and loss > settings.alpha * p:
             yield (
                 f"the generalization loss of {curve.name}, {loss:.4g} %, over the training progress {p:.4g} "
-                f"is more than alpha = {settings.alpha:g} ({curve.best(i + 1)})"
+                f"is more than alpha = {settings.alpha:g} ({curve.best(i)})"
             )
         else:
             yield None

@@ -97,9 +97,9 @@ def decide(settings: EarlyStoppingSettings, history: Sequence[Mapping[str, float
         if turn is None:
             break
         reactions.append(Reaction(turn + 1, _reason(verdicts[path.index(turn)])))
-        best = _best(monitored, turn + 1)
+        best = monitored.best_places[turn]
         path, answered = [i for i in path if i <= best or i > turn], turn + 1
-    best = _best(monitored, len(history))
+    best = monitored.best_places[-1]
     back = bool(reactions) and answered == len(history)
     reason = "" if back else _reason(verdicts[-1])
     if reason and reactions:
@@ -107,11 +107,6 @@ def decide(settings: EarlyStoppingSettings, history: Sequence[Mapping[str, float
         reason += f", the learning rate reduced {times} before"
     way = tuple(i + 1 for i in path if i <= best)
     return Decision(bool(reason), reason, best + 1, tuple(reactions), back, way)
-
-
-def _best(curve: Curve, stop: int) -> int:
-    """Index of the first of the best of the first `stop` values."""
-    return max(range(stop), key=lambda i: (curve.goodness[i], -i))
 
 
 def _reason(verdict: _Verdict | None) -> str:
@@ -199,7 +194,8 @@ def _problems_of(settings: RuleSettings, at: str) -> Iterator[tuple[str, str, tu
                 (f"{at}.reductions", *also),
             )
         elif key in SECTION_KEYS:
-            yield f"{at}.{key}", f"is not used by rule {settings.rule!r}, which only ends training: remove it", also
+            why = "never stops" if settings.rule == "none" else "only ends training"
+            yield f"{at}.{key}", f"is not used by rule {settings.rule!r}, which {why}: remove it", also
         elif combined or not users:
             yield f"{at}.{key}", f"is not used {whose}: remove it", also
         else:
