@@ -303,7 +303,7 @@ def test_the_place_of_a_wrong_key_is_named(tmp_path: Any) -> None:
 
 
 def test_a_rule_of_several_is_overridden_and_searched_by_its_place(tmp_path: Any) -> None:
-    search = "search: {space: {early_stopping.any.0.alpha: {loguniform: [1, 9]}, early_stopping.factor: {uniform: [0.1, 0.5]}}}\n"
+    search = "search: {space: {early_stopping.any.0.alpha: {loguniform: [1, 9]}}}\n"
     job = load(tmp_path, JOB + search, "early_stopping.any.0.alpha=7.5")
     assert job.early_stopping.any[0].alpha == 7.5
     for path, message in [
