@@ -15,6 +15,7 @@ data, worker and trainer, `wandb` in tracking alone.
     search.py          what a search may vary
     rules.py           what each stopping rule says of a curve
     stopping.py        when to stop: a decision over the history
+    ledger.py          a search's trials, and the journal they are kept in
     progress.py        one line of progress, drawn from the run folder
     generators.py      data made up by a formula, with the best figure known
     mnist1d.py         ten shapes hidden in noise

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -94,8 +95,10 @@ class TrainingState:
         """Takes the place of what `moving` gave."""
         self.model.load_state_dict(state["model"])
         restore_optimizer(self.optimizer, state["optimizer"])
-        if self.average:
+        if self.average and state["average"]:
             self.average.restore(state["average"])
+        elif self.average:  # asked for by a change since: averages begin here
+            self.average = AveragedWeights(self.model, self.average.decay)
 
     def keep_best(self, may_go_back: bool) -> None:
         """The weights at hand are the best so far."""
@@ -110,9 +113,11 @@ def train_epochs(
     train: TrainingShard,
     validation: Shard,
     workers: Workers,
+    until: int | None = None,
     refit: Refit | None = None,
 ) -> Iterator[Record]:
-    """Trains until the stopping rule or `max_epochs` ends it; yields one record an epoch, the same on every worker.
+    """Trains until the stopping rule, `max_epochs` or `until` (epochs) ends it; yields one record an epoch,
+    the same on every worker.
 
     With `refit`, for exactly its steps and at its rates; there is no validation then, and nothing is decided.
 
@@ -122,10 +127,10 @@ def train_epochs(
     steps = train.lanes.steps_per_epoch
     network = _data_parallel(state.model, workers)
     ragged = train.shard.ragged if _by_length(job, state.model, workers.device) else ()
-    while not _ended(job, state, refit):
+    while not _ended(job, state, refit) and (until is None or len(state.history) < until):
         epoch = len(state.history)
         num_steps = steps if refit is None else min(steps, refit.num_steps - epoch * steps)
-        rate_of = refit.rate if refit else _schedule(job, state, steps)
+        rate_of = partial(refit.rate, job.optimization) if refit else _schedule(job, state, steps)
         losses = torch.zeros(steps, dtype=torch.float64, device=workers.device)
         state.losses, state.epoch_started = losses, time.perf_counter()
         network.train()

@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from raynn.job import Job
+from pydantic import JsonValue
+
+from raynn.job import ChangeSettings, Job
 from raynn.optimization import OptimizationSettings, learning_rate, plateau_reductions
 from raynn.stopping import Decision
 
@@ -20,15 +22,15 @@ from raynn.stopping import Decision
 class Refit:
     """The length of training that was found, and what was done to the rate in each epoch on the way to it.
 
-    `reductions` are those of the plateau schedule so far, `factors` those of early stopping's reactions; of epochs of
-    `steps_per_epoch` steps.
+    By epochs of `steps_per_epoch` steps, whose numbers (from 1) are `path`: `reductions` of the plateau schedule so
+    far, `factors` of early stopping's reactions.
     """
 
     num_steps: int
     steps_per_epoch: int
     reductions: tuple[int, ...]
     factors: tuple[float, ...]
-    settings: OptimizationSettings
+    path: tuple[int, ...]
 
     @classmethod
     def found(cls, job: Job, history: Sequence[Mapping[str, float]], decision: Decision) -> Refit:
@@ -49,12 +51,23 @@ class Refit:
             factors=tuple(
                 job.early_stopping.factor ** sum(r.epoch < epoch for r in decision.reactions) for epoch in path
             ),
-            settings=job.optimization,
+            path=path,
         )
 
-    def rate(self, step: int) -> float:
+    def rate(self, settings: OptimizationSettings, step: int) -> float:
         """The learning rate of a step (0 is the first): the schedule as it is over the length that was found, so that
         one that falls has fallen at its end.
         """
         epoch = step // self.steps_per_epoch
-        return self.factors[epoch] * learning_rate(self.settings, step, self.num_steps, self.reductions[epoch])
+        return self.factors[epoch] * learning_rate(settings, step, self.num_steps, self.reductions[epoch])
+
+    def job(self, job: Job, steps_per_epoch: int) -> Job:
+        """The job, its settings changing after the epoch, of so many steps, that ends nearest to where they did."""
+        changes: dict[int, dict[str, JsonValue]] = {}
+        for change in job.changes:
+            step = sum(epoch <= change.after_epoch for epoch in self.path) * self.steps_per_epoch
+            epoch = max(1, round(step / steps_per_epoch))
+            if epoch * steps_per_epoch < self.num_steps:
+                changes[epoch] = {**changes.get(epoch, {}), **change.settings}
+        made = (ChangeSettings(after_epoch=epoch, settings=settings) for epoch, settings in changes.items())
+        return job.model_copy(update={"changes": tuple(made)})

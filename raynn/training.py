@@ -6,7 +6,7 @@ In this process, in a Ray Train worker and in a Tune trial it is the same genera
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,7 @@ class Assignment:
     preprocessing_json: str
     folder: str
     started_at: float  # Unix time of the command, s
+    told: int | None = None  # epochs that whoever asked has seen of this run; those trained beyond are yielded again
 
     @property
     def job(self) -> Job:
@@ -77,10 +78,11 @@ def run_training(
     """
     job, folder = assignment.job, Path(assignment.folder)
     checkpoints = folder / "checkpoints"
-    state = _resumed(assignment, checkpoints, workers)
+    state = _resumed(job, assignment.preprocessing, workers, checkpoints)
+    yield from state.history[assignment.told :] if assignment.told is not None else ()
     writes = workers.rank == 0
     tracker = Tracker(folder, state.history, job.tracking, job.model_dump(mode="json")) if writes else None
-    yield from _trained(assignment, state, shards, workers, tracker, checkpoints)
+    state = yield from _trained(assignment, job, state, shards, workers, tracker, checkpoints)
     state.model.load_state_dict(state.best_weights)
     result = _result(assignment, state, workers)
     if place_refit is not None:
@@ -90,9 +92,10 @@ def run_training(
         refit = Refit.found(job, state.history, state.decision)
         del shards, state  # their memory is needed
         shards, checkpoints = place_refit(), folder / "checkpoints" / "refit"
-        state = _resumed(assignment, checkpoints, workers)
+        job = refit.job(job, shards.train.lanes.steps_per_epoch)
+        state = _resumed(job, assignment.preprocessing, workers, checkpoints)
         figures = Tracker(folder, state.history, TrackingSettings(), {}, "refit.jsonl") if writes else None
-        yield from _trained(assignment, state, shards, workers, figures, checkpoints, refit)
+        state = yield from _trained(assignment, job, state, shards, workers, figures, checkpoints, refit)
         state.model.load_state_dict(state.evaluated.state_dict())
         result["refit"] = _refit_result(state)
     if shards.test is not None:
@@ -107,11 +110,22 @@ def run_training(
         tracker.finish(result["metrics"])
 
 
-def _resumed(assignment: Assignment, checkpoints: Path, workers: Workers) -> TrainingState:
+def _resumed(job: Job, preprocessing: Preprocessing, workers: Workers, checkpoints: Path) -> TrainingState:
     """The state in the newest whole checkpoint, or the one before the first step."""
-    model = build_model(assignment.job, assignment.preprocessing).to(workers.device)
-    state = TrainingState.fresh(assignment.job, model)
     saved, _ = load_newest(checkpoints)
+    return _state(job.after(len(saved["history"]) if saved else 0), preprocessing, workers, saved)
+
+
+def _state(
+    job: Job,
+    preprocessing: Preprocessing,
+    workers: Workers,
+    saved: dict[str, Any] | None,
+    first_step_at: float | None = None,
+) -> TrainingState:
+    """The state to train on from: what was saved, under the settings in force now."""
+    state = TrainingState.fresh(job, build_model(job, preprocessing).to(workers.device))
+    state.first_step_at = first_step_at
     if saved is not None:
         state.restore(saved)
     return state
@@ -119,15 +133,19 @@ def _resumed(assignment: Assignment, checkpoints: Path, workers: Workers) -> Tra
 
 def _trained(
     assignment: Assignment,
+    job: Job,
     state: TrainingState,
     shards: Shards,
     workers: Workers,
     tracker: Tracker | None,
     checkpoints: Path,
     refit: Refit | None = None,
-) -> Iterator[Record]:
-    """Trains to the end; yields each epoch's record once it is saved, by the worker that has a tracker."""
-    job, inputs = assignment.job, assignment.preprocessing.input_spec
+) -> Generator[Record, None, TrainingState]:
+    """Trains to the end, under the settings in force at each epoch; yields each record once it is saved, by the worker
+    that has a tracker. Returns the state at the end.
+    """
+    preprocessing = assignment.preprocessing
+    inputs = preprocessing.input_spec
     clock = _Clock(time.perf_counter(), len(state.history))
 
     def progress() -> dict[str, Any]:
@@ -135,15 +153,20 @@ def _trained(
 
     try:
         with ProgressWriter(Path(assignment.folder), progress) if tracker else nullcontext():
-            for record in train_epochs(job, inputs, state, shards.train, shards.validation, workers, refit):
-                if tracker:
-                    save_checkpoint(checkpoints, len(state.history), state.to_dict())
-                    tracker.write(record)
-                yield record
+            for until in [*(change.after_epoch for change in job.changes), job.optimization.max_epochs]:
+                now = job.after(len(state.history))
+                for record in train_epochs(now, inputs, state, shards.train, shards.validation, workers, until, refit):
+                    if tracker:
+                        save_checkpoint(checkpoints, len(state.history), state.to_dict())
+                        tracker.write(record)
+                    yield record
+                if len(state.history) == until < job.optimization.max_epochs:
+                    state = _state(job.after(until), preprocessing, workers, state.to_dict(), state.first_step_at)
     except TrainingError as error:
         good = sorted(checkpoints.glob("epoch-*"))
         hint = f"; the last good checkpoint is {good[-1]}" if good else ""
         raise TrainingError(f"{error}{hint}") from None
+    return state
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ PLAIN = (  # these load neither torch nor ray, not even through what they import
     "search",
     "rules",
     "stopping",
+    "ledger",
     "progress",
     "generators",
     "mnist1d",
