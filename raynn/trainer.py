@@ -168,7 +168,17 @@ def _run_here(assignment: Assignment, prepared: Prepared) -> None:
 
 
 def _run_on_ray(assignment: Assignment, prepared: Prepared) -> None:
-    """Ray Train: a group of workers, restarted from the newest checkpoint up to `max_failures` times."""
+    fit_workers(assignment, prepared.encoded, refit=prepared.refit)
+
+
+def fit_workers(assignment: Assignment, encoded: Encoded, gate: Any = None, refit: Encoded | None = None) -> None:
+    """Ray Train: a group of workers, restarted from the newest checkpoint up to `max_failures` times. With a `gate` (a
+    handle of `worker.Gate`) they wait there after each epoch; `refit` are the rows of a second training.
+
+    Raises:
+        ResourceError: the cluster is too small.
+        TrainingError: training failed.
+    """
     import ray.train
     from ray.train import FailureConfig, RunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -190,7 +200,7 @@ def _run_on_ray(assignment: Assignment, prepared: Prepared) -> None:
             )
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"assignment": assignment, "encoded": prepared.encoded, "refit": prepared.refit},
+        train_loop_config={"assignment": assignment, "encoded": encoded, "refit": refit, "gate": gate},
         torch_config=TorchConfig(timeout_s=int(resources.timeout_s)),
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.workers, use_gpu=gpus > 0, resources_per_worker={"CPU": cpus, "GPU": gpus}

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from raynn.batches import TrainingShard
 from raynn.checkpoint import load_newest, save_checkpoint
@@ -40,6 +41,7 @@ class Assignment:
     folder: str
     started_at: float  # Unix time of the command, s
     told: int | None = None  # epochs that whoever asked has seen of this run; those trained beyond are yielded again
+    tests: bool = True  # whether the test set is looked at in the end
 
     @property
     def job(self) -> Job:
@@ -87,7 +89,9 @@ def run_training(
     result = _result(assignment, state, workers)
     if place_refit is not None:
         if tracker:
-            _save_model(folder / "model-validated", assignment, state.model)
+            save_model(
+                folder / "model-validated", assignment.job, assignment.preprocessing_json, state.model.state_dict()
+            )
         assert state.decision is not None
         refit = Refit.found(job, state.history, state.decision)
         del shards, state  # their memory is needed
@@ -102,7 +106,7 @@ def run_training(
         test = evaluate_shard(job, assignment.preprocessing.input_spec, state.model, shards.test, workers)
         result["metrics"] |= with_split("test", test)
     if tracker:
-        _save_model(folder / "model", assignment, state.model)
+        save_model(folder / "model", assignment.job, assignment.preprocessing_json, state.model.state_dict())
         result["seconds"] = round(time.time() - assignment.started_at, 3)
         if "refit" in result:
             result["refit"]["metrics"] |= {k: v for k, v in result["metrics"].items() if k.startswith("test/")}
@@ -242,10 +246,10 @@ def _refit_result(state: TrainingState) -> dict[str, Any]:
     }
 
 
-def _save_model(folder: Path, assignment: Assignment, model: torch.nn.Module) -> None:
+def save_model(folder: Path, job: Job, preprocessing_json: str, weights: dict[str, Tensor]) -> None:
     """All that predict needs: weights, preprocessing, job. No pickle."""
     folder.mkdir(exist_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, folder / "weights.safetensors")
-    (folder / "preprocessing.json").write_text(assignment.preprocessing_json)
-    (folder / "job.yaml").write_text(assignment.job.to_yaml())
+    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    save_file(kept, folder / "weights.safetensors")
+    (folder / "preprocessing.json").write_text(preprocessing_json)
+    (folder / "job.yaml").write_text(job.to_yaml())

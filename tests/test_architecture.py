@@ -27,7 +27,9 @@ PLAIN = (  # these load neither torch nor ray, not even through what they import
     "rules",
     "stopping",
     "ledger",
+    "director",
     "progress",
+    "estimate",
     "generators",
     "mnist1d",
     "corpora",
@@ -97,6 +99,10 @@ ORDER = (
     "data",
     "worker",
     "trainer",
+    "outcome",
+    "trial",
+    "desk",
+    "tuner",
     "run",
     "image_quality",
     "prediction",
@@ -108,7 +114,7 @@ ORDER = (
     "cli",
     "__main__",
 )
-ROOMS = {"ray": {"cluster", "data", "worker", "trainer", "tuner", "submit"}, "wandb": {"tracking"}}
+ROOMS = {"ray": {"cluster", "data", "worker", "trainer", "trial", "desk", "tuner", "submit"}, "wandb": {"tracking"}}
 DRAWERS = {"utils", "util", "common", "base", "helpers", "helper", "manager", "engine", "misc"}
 MAX_LINES = 500
 
