@@ -216,13 +216,14 @@ def _result(assignment: Assignment, state: TrainingState, workers: Workers) -> d
     # the first epoch holds the first step, which pays for warming up; with one epoch there is no other
     steady = speeds[1:] or speeds
     first_step = state.first_step_at - assignment.started_at if state.first_step_at else None
+    # only where the job asks for reductions: why each was made
+    reactions = [f"{reaction.reason}: the learning rate reduced" for reaction in decision.reactions]
     return {
         "name": Path(assignment.folder).name,
         "status": "stopped_early" if decision.stop else "finished",
         "stop_reason": decision.reason or f"max_epochs = {assignment.job.optimization.max_epochs} reached",
         "best_epoch": decision.best_epoch,
         "epochs": len(state.history),
-        "reactions": [f"{reaction.reason}: the learning rate reduced" for reaction in decision.reactions],
         "metrics": {key: value for key, value in best.items() if "/" in key},
         "parameters": sum(p.numel() for p in state.model.parameters()),
         "workers": workers.count,
@@ -230,6 +231,7 @@ def _result(assignment: Assignment, state: TrainingState, workers: Workers) -> d
         "seconds_to_first_step": round(first_step, 3) if first_step else None,
         "examples_per_second": round(len(steady) / sum(1 / speed for speed in steady), 1),
         "model": "model",
+        **({"reactions": reactions} if assignment.job.early_stopping.reductions else {}),
     }
 
 

@@ -180,6 +180,13 @@ def test_reaching_the_target_ends_training_whatever_reductions_are_left(fields: 
     assert made[-1].stop
 
 
+def test_with_any_one_rule_that_ends_training_is_enough_and_with_all_it_takes_all() -> None:
+    """In epoch 3 patience is over, and so is the time."""
+    rules = (RuleSettings(patience=2), RuleSettings(rule="time", budget_s=6.0))
+    assert trained([1.0, 2.0, 3.0], any=rules, reductions=3)[-1].stop
+    assert trained([1.0, 2.0, 3.0], all=rules, reductions=3)[-1].back
+
+
 @given(some_curve, a_rule, st.integers(0, 3), st.integers(0, 4))
 def test_a_decision_made_again_from_the_history_is_the_same(
     curve: list[float], rule: RuleSettings, reductions: int, warmup: int
