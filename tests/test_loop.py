@@ -171,6 +171,7 @@ def on_a_worker(workers: Workers) -> dict[str, Any]:
     for name, (inputs, sections) in CASES.items():
         state = train(job_for(inputs, **sections), inputs, workers=workers)
         found[name] = (weights(state), figures(state.history))
+    found["seconds"] = [record["seconds"] for record in state.history]
     raynn.loop.STEPS_BETWEEN_CHECKS = 1  # before the gradient has spoiled the other worker too
     with pytest.raises(TrainingError) as caught:
         train(job_for(VALUES), VALUES, arrays=spoiled(VALUES), workers=workers)
@@ -192,6 +193,7 @@ def not_finite() -> str:
 def test_two_workers_train_as_one(tmp_path: Path) -> None:
     first, second = run_on_workers(on_a_worker, 2, tmp_path)
     assert first.pop("error") == second.pop("error") == not_finite()  # told by both, seen by one
+    assert first["seconds"] == second["seconds"], "a rule goes by the time, and workers must decide alike"
     for name, (inputs, sections) in CASES.items():
         (first_weights, first_history), (second_weights, second_history) = first[name], second[name]
         assert_same_bits(first_weights, second_weights)
