@@ -92,12 +92,13 @@ def test_epochs_that_training_went_back_behind_are_no_part_of_the_length() -> No
 
 def test_settings_change_after_the_epoch_that_ends_nearest() -> None:
     """Changes after steps 10, 20 and 40 of 50, in epochs of 15 steps: after epochs 1 (both) and 3."""
-    rates = [(1, 0.1), (2, 0.2), (4, 0.3)]
-    changes = [{"after_epoch": n, "settings": {"optimization.learning_rate": rate}} for n, rate in rates]
+    rate, momentum = "optimization.learning_rate", "optimization.momentum"
+    settings = [(1, {rate: 0.1, momentum: 0.5}), (2, {rate: 0.2}), (4, {rate: 0.3})]
+    changes = [{"after_epoch": n, "settings": changed} for n, changed in settings]
     job = job_with(changes=changes, early_stopping={"rule": "none"})
     refit = found(job, [5.0, 4.0, 3.0, 2.0, 1.0, 2.0])
     made = refit.job(job, steps_per_epoch=15).changes
-    assert [(c.after_epoch, c.settings["optimization.learning_rate"]) for c in made] == [(1, 0.2), (3, 0.3)]
+    assert [(c.after_epoch, c.settings) for c in made] == [(1, {rate: 0.2, momentum: 0.5}), (3, {rate: 0.3})]
 
 
 @pytest.fixture(scope="module")
