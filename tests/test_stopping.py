@@ -328,3 +328,13 @@ def test_a_search_over_rules_may_vary_the_keys_of_each(tmp_path: Any) -> None:
     assert job.search is not None
     with pytest.raises(JobError, match=r"does not fit early_stopping\.alpha: is not used by rule 'patience'"):
         load(tmp_path, JOB[: JOB.index("early")] + "search: {space: {early_stopping.alpha: {uniform: [1, 9]}}}\n")
+
+
+def test_rules_do_not_change_during_training_that_may_go_back(tmp_path: Any) -> None:
+    """What was gone back behind is found again from the history, by rules that were in force throughout."""
+    change = "changes: [{after_epoch: 2, settings: {early_stopping.factor: 0.5}}]\n"
+    message = "'early_stopping.factor' cannot change with early_stopping.reductions, which earlier epochs decided"
+    with pytest.raises(JobError, match=re.escape(message)):
+        load(tmp_path, JOB + change)
+    without = JOB[: JOB.index("early")] + "early_stopping: {patience: 5}\n"
+    assert load(tmp_path, without + change.replace("factor: 0.5", "patience: 3")).after(2).early_stopping.patience == 3
