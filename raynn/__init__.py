@@ -12,10 +12,17 @@ data, worker, trainer, trial, desk and tuner, `wandb` in tracking alone.
     jobfile.py         a job file as text: YAML with lines and columns, and overrides
     metrics.py         what a run measures, and which way is better
     resources.py       workers, devices, memory: never changes the result
+    ledger.py          a search's trials, and the journal they are kept in
+    race.py            what trials are compared by, and what a scheduler answers
+    halving.py         the best share goes on: ASHA, ASHA that promotes, HyperBand
+    median.py          what is worse than the median is cut
+    exploration.py     settings changed while a trial trains: which may be, and by how much
+    bandit.py          which settings to try next, by what others have gained
+    population.py      trials that take over each other's weights
+    schedulers.py      which trial goes on: all kinds in one table
     search.py          what a search may vary
     rules.py           what each stopping rule says of a curve
     stopping.py        when to stop: a decision over the history
-    ledger.py          a search's trials, and the journal they are kept in
     director.py        what a search does next: a function of its ledger
     progress.py        one line of progress, drawn from the run folder
     estimate.py        how long a search will take

@@ -23,6 +23,7 @@ from raynn.problems import Path, Problem, dotted, problems_in, show, split
 from raynn.regularization import RegularizationSettings
 from raynn.resources import ResourcesSettings
 from raynn.rules import RuleSettings
+from raynn.schedulers import space_problems
 from raynn.search import (
     ChoiceSettings,
     DistributionSettings,
@@ -256,6 +257,8 @@ def _search_problems(job: Job) -> Iterator[tuple[str, str]]:
         return
     if message := metric_problem(job.search.metric, job.task):
         yield "search.metric", message
+    for name, message in space_problems(job.search.scheduler, job.search.space):
+        yield f"search.space.{name}" if name else "search.space", message
     for name, distribution in job.search.space.items():
         kind = next(iter(type(distribution).model_fields))
         if job.search.algorithm == "grid" and drawn_real(distribution) is not None and kind != "quniform":

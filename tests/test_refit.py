@@ -199,6 +199,7 @@ def test_a_run_killed_anywhere_resumes_exactly(folder: Path, lost: str, tmp_path
     straight = run_of(folder, storage)
     expected = weights(straight), weights(straight, "model-validated"), result_of(straight)["metrics"]
     losses = [r["train/loss"] for r in records(straight, "refit.jsonl")]
+    first = records(straight, "refit.jsonl")[0]
     (straight / "result.json").unlink()
     shutil.rmtree(straight / "model")
     if lost == "an epoch of the refit":
@@ -215,6 +216,8 @@ def test_a_run_killed_anywhere_resumes_exactly(folder: Path, lost: str, tmp_path
         assert torch.equal(weights(resumed, "model-validated")[name], expected[1][name]), name
     assert result_of(resumed)["metrics"] == expected[2]
     assert [r["train/loss"] for r in records(resumed, "refit.jsonl")] == losses
+    if lost in ("the end", "an epoch of the refit"):
+        assert records(resumed, "refit.jsonl")[0] == first, "what was saved is not trained again: not even its time"
 
 
 def test_the_windows_of_a_forecast_reach_over_the_end_of_training(tmp_path: Path) -> None:
