@@ -12,7 +12,6 @@ data, worker, trainer, trial, desk and tuner, `wandb` in tracking alone.
     jobfile.py         a job file as text: YAML with lines and columns, and overrides
     metrics.py         what a run measures, and which way is better
     resources.py       workers, devices, memory: never changes the result
-    stopping.py        when to stop: pure rules over the history
     ledger.py          a search's trials, and the journal they are kept in
     race.py            what trials are compared by, and what a scheduler answers
     halving.py         the best share goes on: ASHA, ASHA that promotes, HyperBand
@@ -22,6 +21,8 @@ data, worker, trainer, trial, desk and tuner, `wandb` in tracking alone.
     population.py      trials that take over each other's weights
     schedulers.py      which trial goes on: all kinds in one table
     search.py          what a search may vary
+    rules.py           what each stopping rule says of a curve
+    stopping.py        when to stop: a decision over the history
     director.py        what a search does next: a function of its ledger
     progress.py        one line of progress, drawn from the run folder
     estimate.py        how long a search will take
@@ -66,6 +67,7 @@ data, worker, trainer, trial, desk and tuner, `wandb` in tracking alone.
     shards.py          a worker's rows as tensors: on the GPU, in memory or on disk
     batches.py         which of them a batch holds, in which order
     checkpoint.py      the state to resume from, written whole or not at all
+    refit.py           how long to train anew on training and validation rows together
     loop.py            THE PAGE: a generator that yields one record per epoch
     training.py        one run on one worker, whoever started it
     placement.py       which rows a worker holds, and where

@@ -21,6 +21,7 @@ from raynn.preprocessing import Preprocessing
 from raynn.series import prepare_series, understand_series
 from raynn.sources import DataSettings
 from raynn.splits import TRAIN
+from raynn.stopping import monitors
 
 # Keys of `data` that only some tasks have.
 _FORECASTING, _WINDOWS = ("forecasting",), ("forecasting", "language_modeling")
@@ -78,10 +79,10 @@ def prepare_job(
     """
     task, seed = task_of(job), job.optimization.seed
     if task == "forecasting":
-        return prepare_series(understood, driver, preprocessing)
+        return prepare_series(understood, driver, preprocessing, job.refit)
     if task == "language_modeling":
-        return prepare_corpus(understood, driver, preprocessing)
-    return prepare(understood, task, seed, driver, preprocessing)
+        return prepare_corpus(understood, driver, preprocessing, job.refit)
+    return prepare(understood, task, seed, driver, preprocessing, job.refit)
 
 
 def build_model(job: Job, preprocessing: Preprocessing) -> torch.nn.Module:
@@ -117,12 +118,12 @@ def checked(job: Job, prepared: Prepared) -> Job:
     recorded = [k for k in known if k == "train/loss" or k.startswith("val/")]
     if prepared.task == "classification" and prepared.preprocessing.input_spec.num_outputs != 2:
         recorded.remove("val/auroc")
-    monitor = job.early_stopping.monitor
-    if monitor not in recorded:
-        raise JobError(
-            f"early_stopping.monitor = {monitor!r} is not recorded by this {prepared.task} job."
-            f"{did_you_mean(monitor, recorded)} Recorded: {', '.join(recorded)}"
-        )
+    for name, monitor in monitors(job.early_stopping):
+        if monitor not in recorded:
+            raise JobError(
+                f"{name} = {monitor!r} is not recorded by this {prepared.task} job."
+                f"{did_you_mean(monitor, recorded)} Recorded: {', '.join(recorded)}"
+            )
     for knob in ("horizontal_flip", "crop_padding"):
         value = getattr(job.regularization, knob)
         if value and "image" not in kinds:

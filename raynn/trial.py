@@ -21,7 +21,6 @@ from raynn.errors import RaynnError
 from raynn.folder import read_result
 from raynn.job import Job
 from raynn.loop import Record
-from raynn.metrics import higher_is_better
 from raynn.preparation import LocalDriver, Prepared
 from raynn.shards import Shard, from_arrays
 from raynn.stopping import decide
@@ -168,8 +167,7 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
             self.history = [json.loads(line) for line in lines]
         self.history.append(record)
         job = self.job.after(len(self.history) - 1)
-        monitor = job.early_stopping.monitor
-        stopped = decide(job.early_stopping, self.history, higher_is_better(monitor)).stop
+        stopped = decide(job.early_stopping, self.history).stop
         return stopped or len(self.history) >= job.optimization.max_epochs
 
 
