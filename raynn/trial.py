@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import threading
 import time
@@ -164,7 +165,9 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         ):  # resumed, or another's weights taken over: begin with what is kept
             path = self.folder / "metrics.jsonl"
             lines = path.read_text().splitlines()[: int(record["epoch"]) - 1]
-            self.history = [json.loads(line) for line in lines]
+            read: list[Record] = [json.loads(line) for line in lines]
+            # null stands for NaN
+            self.history = [{k: math.nan if v is None else v for k, v in record.items()} for record in read]
         self.history.append(record)
         job = self.job.after(len(self.history) - 1)
         stopped = decide(job.early_stopping, self.history).stop
