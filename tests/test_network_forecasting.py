@@ -37,7 +37,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "cnn": {"channels": (6, 8), "head_hidden": (16,), "normalization": "group"},
     "rnn": {"hidden": 16},
     "lstm": {"hidden": 16},
-    "custom": {"target": "own_network:build", "settings": {"hidden": [32]}},
+    "custom": {"target": "own_network:build", "settings": {"size": 32}},
 }
 KINDS = [kind for kind, network in NETWORKS.items() if "forecasting" in network.tasks]
 CASES = [

@@ -63,8 +63,8 @@ class DiscretizedLogistics(nn.Module):
         """Mean images [B, C, H, W] in 0 .. 255, each component's mean kept within them."""
         log_weight_BKHW, mean_BKCHW, _, slope_BKJHW = self._split(maps)
         means = list(mean_BKCHW.unbind(2))
-        for slope, (earlier, later) in zip(slope_BKJHW.unbind(2), self.pairs, strict=True):
-            means[later] = means[later] + slope * means[earlier].clamp(-1, 1)  # an earlier channel is ready by now
+        for pair, (earlier, later) in enumerate(self.pairs):  # an earlier channel is ready by now
+            means[later] = means[later] + slope_BKJHW[:, :, pair] * means[earlier].clamp(-1, 1)
         mean_BKCHW = torch.stack(means, dim=2).clamp(-1, 1)
         return ((log_weight_BKHW.exp()[:, :, None] * mean_BKCHW).sum(1) + 1) * (HIGHEST / 2)
 
