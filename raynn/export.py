@@ -56,6 +56,7 @@ class Exported(nn.Module):
     def __init__(self, model: nn.Module, inputs: InputSpec, names: tuple[str, ...]) -> None:
         super().__init__()
         self.model, self.names, self.task = scanned(model), names, inputs.task
+        self.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         first = 0
         for block in _latent_blocks(self.model):  # noise is given, where the run makes it from a key
             block.noise = Columns(first, first := first + math.prod(block.shape_ZHW))  # type: ignore[assignment]
@@ -135,18 +136,8 @@ def example_batch(model: nn.Module, inputs: InputSpec, num_rows: int, num_steps:
         return torch.randint(size, shape, generator=generator)
 
     if isinstance(model, ImageGenerator):
-        if isinstance(model, FlowMatching):
-            point_BCHW = torch.randn(num_rows, *model.image_CHW, generator=generator)
-            batch = {"point": point_BCHW, "time": torch.rand(num_rows, generator=generator)}
-        else:
-            width = sum(math.prod(block.shape_ZHW) for block in _latent_blocks(model))
-            batch = {"noise": torch.randn(num_rows, width, generator=generator)}
-        untold = isinstance(model, FlowMatching)  # one class more: none is told, for guidance
-        return batch | ({"class": codes(model.num_classes + untold, num_rows)} if model.num_classes else {})
-
-    rows: tuple[int, ...] = (num_rows,)
-    if inputs.task == "forecasting":
-        rows = (num_rows, inputs.window + inputs.horizon)
+        return _example_of_generator(model, num_rows, generator)
+    rows = (num_rows, inputs.window + inputs.horizon) if inputs.task == "forecasting" else (num_rows,)
     batch = {}
     if inputs.num_numeric:
         batch["numeric"] = torch.randn(*rows, inputs.num_numeric, generator=generator)
@@ -163,6 +154,21 @@ def example_batch(model: nn.Module, inputs: InputSpec, num_rows: int, num_steps:
         batch["target"] = torch.randn(num_rows, inputs.window, inputs.num_targets, generator=generator)
     if inputs.any_length and inputs.task != "language_modeling":
         batch["length"] = 1 + codes(num_steps, num_rows)
+    return batch
+
+
+def _example_of_generator(model: ImageGenerator, num_rows: int, generator: torch.Generator) -> Batch:
+    """What a sampler gives, made up."""
+    num_classes = model.num_classes
+    if isinstance(model, FlowMatching):
+        point_BCHW = torch.randn(num_rows, *model.image_CHW, generator=generator)
+        batch = {"point": point_BCHW, "time": torch.rand(num_rows, generator=generator)}
+        num_classes += num_classes > 0  # the last: none is told, for guidance
+    else:
+        width = sum(math.prod(block.shape_ZHW) for block in _latent_blocks(model))
+        batch = {"noise": torch.randn(num_rows, width, generator=generator)}
+    if num_classes:
+        batch["class"] = torch.randint(num_classes, (num_rows,), generator=generator)
     return batch
 
 
@@ -196,8 +202,8 @@ def _least_steps(program: torch.export.ExportedProgram, inputs: InputSpec, examp
     taken = [node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
     for name, node in zip(example, taken, strict=True):
         size = node.meta["val"].shape[1] if _any_length(inputs, name) else None
-        if isinstance(size, torch.SymInt):
-            return max(1, int(program.range_constraints[size.node.expr].lower))
+        if isinstance(size, torch.SymInt) and (range_ := program.range_constraints.get(size.node.expr)):
+            return max(1, int(range_.lower))
     return None
 
 
@@ -261,7 +267,7 @@ def _difference(found: Tensor, expected: Tensor) -> float:
 def _described(run: Run, example: Batch, expected: Tensor, least_steps: int | None) -> dict[str, Any]:
     """What a program that calls the exported network must know."""
     inputs = run.preprocessing.input_spec
-    columns = {}
+    columns: dict[str, dict[str, Any]] = {}
     for name, x in example.items():
         sizes: list[int | str] = ["rows", *x.shape[1:]]
         if _any_length(inputs, name):
@@ -272,7 +278,7 @@ def _described(run: Run, example: Batch, expected: Tensor, least_steps: int | No
         sizes[1] = "steps"
     outputs: dict[str, Any] = {"prediction": {"type": "float32", "shape": sizes}}
     if inputs.classes is not None:
-        outputs["prediction"]["classes"] = list(inputs.classes)
+        (columns["class"] if "class" in columns else outputs["prediction"])["classes"] = list(inputs.classes)
     # shorter ones are padded with zeros, which changes no output
     least = {} if least_steps is None else {"least_steps": least_steps}
     return {"task": inputs.task, "inputs": columns, "outputs": outputs, **least}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._higher_order_ops import scan
@@ -23,8 +22,9 @@ class ScannedLayer(nn.Module):
     def __init__(self, layer: nn.RNNBase) -> None:
         super().__init__()
         self.mode, self.hidden = layer.mode, layer.hidden_size
-        self.weight_ih, self.weight_hh = layer.weight_ih_l0, layer.weight_hh_l0
-        self.bias_ih, self.bias_hh = layer.bias_ih_l0, layer.bias_hh_l0
+        weights = dict(layer.named_parameters())
+        self.weight_ih, self.weight_hh = weights["weight_ih_l0"], weights["weight_hh_l0"]
+        self.bias_ih, self.bias_hh = weights["bias_ih_l0"], weights["bias_hh_l0"]
 
     def forward(self, x_BTF: Tensor, before: None = None) -> tuple[Tensor, None]:
         """Features [B, T, H]; the state after them is not given back."""
@@ -82,4 +82,6 @@ def scanned(model: nn.Module) -> nn.Module:
 
 
 def _is_plain(layer: nn.RNNBase) -> bool:
-    return layer.num_layers == 1 and layer.batch_first and not layer.bidirectional and not layer.proj_size and layer.bias
+    return (
+        layer.num_layers == 1 and layer.batch_first and not layer.bidirectional and not layer.proj_size and layer.bias
+    )

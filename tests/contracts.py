@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raynn.job import Job
@@ -193,44 +194,57 @@ def build(
 def rows_of(inputs: InputSpec, num_rows: int, seed: int = 0) -> Arrays:
     """Rows as a shard is given them."""
     random = np.random.default_rng(seed)
+    if inputs.task == "forecasting":
+        return _windows(inputs, num_rows, random)
     arrays: Arrays = {}
-    steps = inputs.window + inputs.horizon if inputs.task == "forecasting" else 0
-    shape = (num_rows * steps,) if steps else (num_rows,)
-
-    def stepwise(values: np.ndarray) -> np.ndarray | Ragged:
-        return Ragged.consecutive(values, np.full(num_rows, steps)) if steps else values
-
     if inputs.num_numeric:
-        arrays["numeric"] = stepwise(random.normal(size=(*shape, inputs.num_numeric)).astype(np.float32))
+        arrays["numeric"] = random.normal(size=(num_rows, inputs.num_numeric)).astype(np.float32)
     if inputs.cardinalities:
-        codes = [random.integers(0, size, shape) for size in inputs.cardinalities]
-        arrays["categorical"] = stepwise(np.stack(codes, axis=1))
+        arrays["categorical"] = _codes(inputs, num_rows, random)
     if inputs.image_CHW:
         arrays["image"] = random.integers(0, 256, (num_rows, *inputs.image_CHW), dtype=np.uint8)
-    length_N = random.integers(1, STEPS + 1, num_rows)
     if inputs.sequence_TC:
         length, channels = inputs.sequence_TC
-        if length:
-            arrays["sequence"] = random.normal(size=(num_rows, length, channels)).astype(np.float32)
-        else:
-            steps_SC = random.normal(size=(length_N.sum(), channels)).astype(np.float32)
-            arrays["sequence"] = Ragged.consecutive(steps_SC, length_N)
-    if inputs.task == "language_modeling":
-        length_N = random.integers(2, inputs.window + 2, num_rows)
-        arrays["skip"] = np.zeros(num_rows, np.int64)
-        arrays["characters"] = length_N - 1
+        length_N = np.full(num_rows, length) if length else random.integers(1, STEPS + 1, num_rows)
+        steps_SC = random.normal(size=(length_N.sum(), channels)).astype(np.float32)
+        ragged = Ragged.consecutive(steps_SC, length_N)
+        arrays["sequence"] = steps_SC.reshape(num_rows, length, channels) if length else ragged
     if inputs.vocabulary_size:
-        tokens_S = random.integers(1, inputs.vocabulary_size, length_N.sum())
-        if inputs.task == "language_modeling":  # nothing else tells rows apart at first
-            tokens_S[np.cumsum(length_N) - length_N] = 1 + np.arange(num_rows) % (inputs.vocabulary_size - 1)
-        arrays["tokens"] = Ragged.consecutive(tokens_S, length_N)
-    if steps:
-        arrays["target"] = stepwise(random.normal(size=(*shape, inputs.num_targets)).astype(np.float32))
-    elif inputs.classes:
+        arrays |= _texts(inputs, num_rows, random)
+    if inputs.classes:
         arrays["target"] = random.integers(0, len(inputs.classes), num_rows)
     elif inputs.task == "regression":
         arrays["target"] = random.normal(size=num_rows).astype(np.float32)
     return arrays
+
+
+def _codes(inputs: InputSpec, num: int, random: np.random.Generator) -> NDArray[np.int64]:
+    return np.stack([random.integers(0, size, num) for size in inputs.cardinalities], axis=1)
+
+
+def _windows(inputs: InputSpec, num_rows: int, random: np.random.Generator) -> Arrays:
+    """Steps read and steps to predict of each row."""
+    num_steps = inputs.window + inputs.horizon
+    num = num_rows * num_steps
+    steps: dict[str, NDArray[Any]] = {"target": random.normal(size=(num, inputs.num_targets)).astype(np.float32)}
+    if inputs.num_numeric:
+        steps["numeric"] = random.normal(size=(num, inputs.num_numeric)).astype(np.float32)
+    if inputs.cardinalities:
+        steps["categorical"] = _codes(inputs, num, random)
+    return {name: Ragged.consecutive(values, np.full(num_rows, num_steps)) for name, values in steps.items()}
+
+
+def _texts(inputs: InputSpec, num_rows: int, random: np.random.Generator) -> Arrays:
+    """Tokens, and for a language model which of them count."""
+    models_language = inputs.task == "language_modeling"
+    low, high = (2, inputs.window + 2) if models_language else (1, STEPS + 1)
+    length_N = random.integers(low, high, num_rows)
+    tokens_S = random.integers(1, inputs.vocabulary_size, length_N.sum())
+    if not models_language:
+        return {"tokens": Ragged.consecutive(tokens_S, length_N)}
+    tokens_S[np.cumsum(length_N) - length_N] = 1 + np.arange(num_rows) % (inputs.vocabulary_size - 1)  # tell rows apart
+    tokens = Ragged.consecutive(tokens_S, length_N)
+    return {"tokens": tokens, "skip": np.zeros(num_rows, np.int64), "characters": length_N - 1}
 
 
 def shard_of(arrays: Arrays, start: int, stop: int) -> Shard:

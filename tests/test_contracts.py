@@ -39,7 +39,7 @@ PARTS = {  # files of the folder that hold no network
 }
 # With settings that are not made small for tests: what the defaults start from.
 DEFAULTS = {"custom": {"target": "own_network:build"}, "text_generator": {"layers": 2}, "image_generator": {}}
-# Of the first loss, what may be left of a batch that is learned by heart. Pictures keep the noise they are seen through.
+# Of the first loss, what may be left of a batch learned by heart. Pictures keep the noise they are seen through.
 LEFT = {"image_generation": 0.6, "forecasting": 0.1}
 
 

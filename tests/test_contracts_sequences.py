@@ -40,7 +40,9 @@ def padded(batch: dict[str, Tensor], more: int, filled: bool) -> dict[str, Tenso
     found = dict(batch)
     for name in COLUMNS:
         if name in batch:
-            x = torch.cat([batch[name], torch.zeros_like(batch[name][:, :1]).expand(-1, more, *batch[name].shape[2:])], 1)
+            x = torch.cat(
+                [batch[name], torch.zeros_like(batch[name][:, :1]).expand(-1, more, *batch[name].shape[2:])], 1
+            )
             behind_BT = torch.arange(x.shape[1]) >= batch["length"][:, None]
             x = x.clone()
             x[behind_BT] = (7 if filled else 0) * torch.ones_like(x[behind_BT])
@@ -70,7 +72,9 @@ def test_a_row_alone_needs_no_padding(case: Case) -> None:
     for row, length in enumerate(batch["length"].tolist()):
         alone = taken(batch, torch.tensor([row]))
         alone |= {name: alone[name][:, :length] for name in COLUMNS if name in alone}
-        expected = together[row : row + 1, : length - 1] if case.task == "language_modeling" else together[row : row + 1]
+        expected = (
+            together[row : row + 1, : length - 1] if case.task == "language_modeling" else together[row : row + 1]
+        )
         torch.testing.assert_close(model(alone, keys(8)[[row]]), expected, rtol=1e-4, atol=1e-5)
 
 

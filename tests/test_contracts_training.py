@@ -4,7 +4,6 @@ evaluation is what its outputs say, row by row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from contracts import CASES, CPU, Case, batch_of, build, keys, over, rows_of, se
 from processes import run_on_workers
 from torch import Tensor
 
-from raynn.batches import EVALUATION_SEED, TrainingShard, evaluation_rows
+from raynn.batches import TrainingShard, evaluation_rows
 from raynn.checkpoint import load_newest, save_checkpoint
 from raynn.collectives import Workers
 from raynn.evaluation import evaluation_of
@@ -75,9 +74,9 @@ def on_a_worker(workers: Workers) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, Any]]]:
+def two_workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two workers has, of all cases: started once."""
-    yield run_on_workers(on_a_worker, 2, tmp_path_factory.mktemp("workers"))
+    return run_on_workers(on_a_worker, 2, tmp_path_factory.mktemp("workers"))
 
 
 @over(TRAINED)
@@ -117,5 +116,5 @@ def test_evaluation_is_what_the_network_says_of_each_row(case: Case) -> None:
     with torch.no_grad():
         for row in range(num_rows):
             part = taken(batch, torch.tensor([row]))
-            alone.add(model.eval()(part, keys(num_rows, EVALUATION_SEED)[[row]]), part)
+            alone.add(model.eval()(part, keys(num_rows)[[row]]), part)
     assert found == pytest.approx(alone.metrics(Workers()), rel=1e-4, abs=1e-5)

@@ -106,7 +106,7 @@ class Recurrent(nn.Module):
             width = settings.hidden * ways
             self.dropouts.append(Dropout(regularization.dropout, width, next(places)))
         self.pooling = settings.pooling
-        self.score = nn.Linear(width, 1) if settings.pooling == "attention" else None
+        self.score = nn.Linear(width, 1, bias=False) if settings.pooling == "attention" else None
         self.table = TableEmbedding(inputs)
         self.head = nn.Linear(width + self.table.width, inputs.num_outputs)
 
