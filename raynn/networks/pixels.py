@@ -31,7 +31,7 @@ class DiscretizedLogistics(nn.Module):
         self.sizes = [1, channels, channels, len(self.pairs)]
         self.num_maps = mixture * sum(self.sizes)  # maps that a network has to give
         # maps of zero are components side by side, which cover all values; they would stay alike if they began alike
-        center_K = torch.linspace(-1, 1, 2 * mixture + 1)[1::2]
+        center_K = torch.linspace(-1, 1, 2 * mixture + 1)[1::2].clone()
         self.register_buffer("center_K11", center_K[:, None, None], persistent=False)
         self.log_width = -math.log(2 * mixture)
 
