@@ -79,7 +79,15 @@ class Run:
     def predicted(self, table: pa.Table) -> tuple[pa.Table, list[tuple[int, str, str]]]:
         """Raw rows with prediction columns added, and (row, column, reason) of the bad ones: their predictions are
         null.
+
+        Raises:
+            RunError: the run generates images.
+            DataError: a feature is missing.
         """
+        if self.preprocessing.task == "image_generation":
+            raise RunError(
+                f"{self.folder} generates images, and has nothing to predict; `raynn generate {self.folder}` draws them"
+            )
         self._check_features(table)
         cleaned, bad = clean(table, self.preprocessing.features, (), (), self.job.data)
         arrays = shaped_arrays(self.preprocessing.encode(cleaned), self.preprocessing.input_spec)
