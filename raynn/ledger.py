@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,6 +66,7 @@ class Trial:
     changes: list[Change] = field(default_factory=list)
     status: Status = "waiting"
     reason: str = ""
+    left: list[Trial] = field(default_factory=list)  # what it was, each time that it took over another's weights
 
     @property
     def epochs(self) -> int:
@@ -104,7 +106,10 @@ class Ledger:
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self.trials: list[Trial] = []
-        self.facts: Values = {}  # of the search itself: when it began, what was estimated, ...
+        self.facts: Values = {}  # of the search itself: what was estimated, ...
+        self.seconds = 0.0  # of work on this search, over all its sessions
+        self.busy_seconds = 0.0  # the same, counted once for each trial that ran
+        self._last_at: float | None = None  # Unix time of the event before
         for event in _read(path) if path is not None else ():
             self._apply(event)
 
@@ -141,7 +146,12 @@ class Ledger:
         """Facts of the search itself."""
         self._write({"event": "search", "facts": facts})
 
+    def begin_session(self) -> None:
+        """Work begins, for the first time or again: what lies between two sessions counts for nothing."""
+        self._write({"event": "session"})
+
     def _write(self, event: dict[str, Any]) -> None:
+        event["at"] = round(time.time(), 3)
         if self.path is not None:
             with self.path.open("a") as file:
                 file.write(json.dumps(event) + "\n")
@@ -151,6 +161,13 @@ class Ledger:
 
     def _apply(self, event: dict[str, Any]) -> None:
         kind = event["event"]
+        if kind != "session" and self._last_at is not None:
+            passed = max(0.0, event["at"] - self._last_at)
+            self.seconds += passed
+            self.busy_seconds += passed * sum(trial.status == "running" for trial in self.trials)
+        self._last_at = event["at"]
+        if kind == "session":
+            return
         if kind == "search":
             self.facts |= event["facts"]
             return
@@ -166,9 +183,11 @@ class Ledger:
             trial.status, trial.reason = event["status"], event["reason"]
         elif kind == "exploit":
             donor = self.trials[event["donor"]]
+            trial.left.append(replace(trial, left=[]))
             trial.records = list(donor.records)
             trial.changes = [*donor.changes, Change(donor.epochs, event["settings"])]
             trial.settings = donor.settings
+            trial.notes = trial.notes | {"donor": donor.number}
 
 
 def _read(path: Path) -> Iterator[dict[str, Any]]:

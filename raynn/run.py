@@ -129,6 +129,11 @@ class Run:
         """
         if data is None or data in SPLITS:
             name = data or "test"
+            if name == "validation" and (self.folder / "model-validated").exists():
+                raise RunError(
+                    f"{self.folder} was refitted: model/ has trained on the validation rows. The val/ metrics in "
+                    "result.json are those of model-validated/, which has not; evaluate the test set, or other data"
+                )
             shard = self._split_shard(self._prepared(), name)
         else:
             name, shard = "test", self._source_shard(data)

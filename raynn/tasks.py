@@ -21,6 +21,7 @@ from raynn.preprocessing import Preprocessing
 from raynn.series import prepare_series, understand_series
 from raynn.sources import DataSettings
 from raynn.splits import TRAIN
+from raynn.stopping import monitors
 
 # Keys of `data` that only some tasks have.
 _FORECASTING, _WINDOWS = ("forecasting",), ("forecasting", "language_modeling")
@@ -78,10 +79,10 @@ def prepare_job(
     """
     task, seed = task_of(job), job.optimization.seed
     if task == "forecasting":
-        return prepare_series(understood, driver, preprocessing)
+        return prepare_series(understood, driver, preprocessing, job.refit)
     if task == "language_modeling":
-        return prepare_corpus(understood, driver, preprocessing)
-    return prepare(understood, task, seed, driver, preprocessing)
+        return prepare_corpus(understood, driver, preprocessing, job.refit)
+    return prepare(understood, task, seed, driver, preprocessing, job.refit)
 
 
 def build_model(job: Job, preprocessing: Preprocessing) -> torch.nn.Module:
@@ -114,12 +115,12 @@ def checked(job: Job, prepared: Prepared) -> Job:
         recorded.remove("val/auroc")
     if getattr(job.network, "architecture", None) == "flow_matching":
         recorded.remove("val/bits_per_dim")  # it has no likelihood
-    monitor = job.early_stopping.monitor
-    if monitor not in recorded:
-        raise JobError(
-            f"early_stopping.monitor = {monitor!r} is not recorded by this {prepared.task} job."
-            f"{did_you_mean(monitor, recorded)} Recorded: {', '.join(recorded)}"
-        )
+    for name, monitor in monitors(job.early_stopping):
+        if monitor not in recorded:
+            raise JobError(
+                f"{name} = {monitor!r} is not recorded by this {prepared.task} job."
+                f"{did_you_mean(monitor, recorded)} Recorded: {', '.join(recorded)}"
+            )
     _check_knobs(job, prepared.task, kinds)
     return job
 

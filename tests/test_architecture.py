@@ -23,10 +23,20 @@ PLAIN = (  # these load neither torch nor ray, not even through what they import
     "jobfile",
     "metrics",
     "resources",
-    "stopping",
-    "search",
     "ledger",
+    "race",
+    "halving",
+    "median",
+    "exploration",
+    "bandit",
+    "population",
+    "schedulers",
+    "search",
+    "rules",
+    "stopping",
+    "director",
     "progress",
+    "estimate",
     "generators",
     "mnist1d",
     "corpora",
@@ -88,6 +98,7 @@ ORDER = (
     "shards",
     "batches",
     "checkpoint",
+    "refit",
     "loop",
     "training",
     "placement",
@@ -95,6 +106,10 @@ ORDER = (
     "data",
     "worker",
     "trainer",
+    "outcome",
+    "trial",
+    "desk",
+    "tuner",
     "outputs",
     "forecasts",
     "documents",
@@ -110,7 +125,7 @@ ORDER = (
     "cli",
     "__main__",
 )
-ROOMS = {"ray": {"cluster", "data", "worker", "trainer", "tuner", "submit"}, "wandb": {"tracking"}}
+ROOMS = {"ray": {"cluster", "data", "worker", "trainer", "trial", "desk", "tuner", "submit"}, "wandb": {"tracking"}}
 DRAWERS = {"utils", "util", "common", "base", "helpers", "helper", "manager", "engine", "misc"}
 MAX_LINES = 500
 
