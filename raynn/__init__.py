@@ -79,9 +79,13 @@ data, worker, trainer, trial, desk and tuner, `wandb` in tracking alone.
     trial.py           what a Tune actor runs, one trial after another
     desk.py            where Ray Tune meets the director
     tuner.py           many jobs: a search, from its job file to a model
+    outputs.py         what a run's network gives for encoded rows, and the columns of a prediction
+    forecasts.py       what it says of series: after their end, and of windows
+    documents.py       what it says of texts: how likely each is
     run.py             a run that has ended: open, evaluate, predict rows in memory
     image_quality.py   generated images against real ones, seen by a trained CNN
     prediction.py      a source predicted to a file, here or over Ray Data
+    scan.py            recurrent layers as a scan over their steps
     export.py          the network for other programs
     samples.py         new texts and images from a trained generator
     judgment.py        a generator's images, judged by a CNN of the same data
