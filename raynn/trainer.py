@@ -24,6 +24,7 @@ from raynn.job import NOT_THE_RESULT, Job, differences
 from raynn.preparation import Driver, LocalDriver, Prepared, Understood, located, split_summary
 from raynn.progress import ProgressLine
 from raynn.tasks import checked, prepare_job, understand_job
+from raynn.tracking import Mirroring, check_tracking
 from raynn.training import Assignment, Shards, run_training
 
 CONTROLLER_FAILURE_LIMIT = 3
@@ -44,6 +45,7 @@ def train(job: Job, folder: Path | None = None, *, quiet: bool = True, started_a
     """
     started_at = started_at or time.time()
     storage = check_storage(job.storage)
+    check_tracking(job.tracking)
     job = job.model_copy(update={"data": located(job.data, folder or Path())})
     resumed = _resumed_run(job, storage) if job.resume else None
     understood = understand_job(job, folder or Path())
@@ -80,15 +82,16 @@ def _train(
     (run / "result.json").unlink(missing_ok=True)  # of an attempt that failed
     _describe(run, job, prepared)
     assignment = Assignment(job.model_dump_json(), prepared.preprocessing.to_json(), str(run), started_at)
-    try:
-        with ProgressLine(run, quiet=quiet):
-            run_training_on(assignment, prepared)
-    except Exception as error:
-        write_json(run / "result.json", _failed(run, str(error)))
-        raise
-    finally:
-        shutil.rmtree(run / "scratch", ignore_errors=True)
-        (run / progress.FILE).unlink(missing_ok=True)
+    with Mirroring(run, job.tracking):
+        try:
+            with ProgressLine(run, quiet=quiet):
+                run_training_on(assignment, prepared)
+        except Exception as error:
+            write_json(run / "result.json", _failed(run, str(error)))
+            raise
+        finally:
+            shutil.rmtree(run / "scratch", ignore_errors=True)
+            (run / progress.FILE).unlink(missing_ok=True)
     return run
 
 

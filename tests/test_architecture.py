@@ -45,6 +45,10 @@ PLAIN = (  # these load neither torch nor ray, not even through what they import
     "sources",
     "folder",
     "tracking",
+    "feeds",
+    "mirrors",
+    "sweeps",
+    "dashboard",
     "columns",
     "tokens",
     "cleaning",
@@ -125,7 +129,7 @@ ORDER = (
     "cli",
     "__main__",
 )
-ROOMS = {"ray": {"cluster", "data", "worker", "trainer", "trial", "desk", "tuner", "submit"}, "wandb": {"tracking"}}
+ROOMS = {"ray": {"cluster", "data", "worker", "trainer", "trial", "desk", "tuner", "submit"}, "wandb": {"sweeps", "dashboard"}}
 DRAWERS = {"utils", "util", "common", "base", "helpers", "helper", "manager", "engine", "misc"}
 MAX_LINES = 500
 
