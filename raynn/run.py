@@ -93,7 +93,7 @@ class Run:
         if self.preprocessing.task == "language_modeling":
             columns = self._language_columns(arrays["tokens"])
         else:
-            columns = self._columns(self._outputs(self._shard(iter([arrays]), table.num_rows)))
+            columns = self._columns(self.outputs(self._shard(iter([arrays]), table.num_rows)))
         unusable = np.zeros(table.num_rows, bool)
         unusable[[row for row, _, _ in bad]] = True
         for name, values in columns.items():
@@ -126,7 +126,7 @@ class Run:
 
     def _forecasts(self, horizons: Horizons) -> pa.Table:
         """The steps of windows, with prediction columns."""
-        y_NHK = self._outputs(self._shard(horizons.windows, horizons.count))
+        y_NHK = self.outputs(self._shard(horizons.windows, horizons.count))
         table = horizons.steps
         for k, spec in enumerate(self.preprocessing.targets):
             name = free_name(named("prediction", spec.name, self.preprocessing), table.column_names)
@@ -142,7 +142,7 @@ class Run:
         """
         if data is None or data in SPLITS:
             name = data or "test"
-            shard = self._split_shard(self._prepared(), name)
+            shard = self.split_shard(self.prepared(), name)
         else:
             name, shard = "test", self._source_shard(data)
         device = next(self.model.parameters()).device
@@ -157,7 +157,7 @@ class Run:
             RunError: the job has no such split.
         """
         understood = understand_job(self.job, self.folder)
-        prepared = self._prepared()
+        prepared = self.prepared()
         split = SPLITS[name]
         rows = tuple(np.flatnonzero(part == split) for part in prepared.splits)
         characters = None
@@ -170,11 +170,11 @@ class Run:
             raise RunError(f"the job has no {name} set; name the data: raynn predict {self.folder} DATA")
         return SplitRows(understood.fragments, rows, characters)
 
-    def _prepared(self) -> Prepared:
+    def prepared(self) -> Prepared:
         """The job's own data again, with the model's preprocessing."""
         return prepare_job(self.job, understand_job(self.job, self.folder), LocalDriver(), self.preprocessing)
 
-    def _split_shard(self, prepared: Prepared, name: str) -> Shard:
+    def split_shard(self, prepared: Prepared, name: str) -> Shard:
         rows = prepared.encoded.num_rows(SPLITS[name])
         if not rows:
             raise RunError(f"the job has no {name} set; name the data: raynn evaluate {self.folder} DATA")
@@ -227,7 +227,7 @@ class Run:
             raise DataError(f"column {missing[0]!r} is missing from the data")
 
     @torch.no_grad()
-    def _outputs(self, shard: Shard) -> NDArray[np.float32]:
+    def outputs(self, shard: Shard) -> NDArray[np.float32]:
         """Outputs [N, K], or of a forecast [N, H, K], of the network, a batch at a time."""
         self.model.eval()
         device = next(self.model.parameters()).device
