@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,7 @@ def axis(name: str, kind: str = "value", **more: Any) -> Option:
 
 def _grid(x_name: str = "", *, legend: bool = True) -> Option:
     bottom = 30 if x_name else 12
-    return {"left": 54, "right": 18, "top": 34 if legend else 14, "bottom": bottom, "containLabel": False}
+    return {"left": 54, "right": 28, "top": 34 if legend else 14, "bottom": bottom, "containLabel": False}
 
 
 def lines_chart(
@@ -98,14 +99,9 @@ def lines_chart(
     """Curves over one axis, with the space between two of them shaded where asked."""
     series: list[Option] = []
     if gap is not None:
-        pairs = [(a, b) for a, b in zip(*gap, strict=True)]
-        low = [None if a is None or b is None else min(a, b) for a, b in pairs]
-        width = [None if a is None or b is None else abs(a - b) for a, b in pairs]
-        quiet = {"type": "line", "stack": "gap", "symbol": "none", "silent": True, "tooltip": {"show": False}}
-        quiet |= {"stackStrategy": "all", "lineStyle": {"opacity": 0}, "itemStyle": {"color": "var(--band)"}}
-        series.append({**quiet, "name": "_low", "data": _points(x, low, category)})
-        series.append({**quiet, "name": gap_name, "areaStyle": {"color": "var(--band)", "opacity": 1}})
-        series[-1]["data"] = _points(x, width, category)
+        series.append({"type": "custom", "name": gap_name, "renderItem": "fn:gap", "silent": True, "z": 1})
+        series[-1] |= {"data": _strips(x, gap, category), "itemStyle": {"color": "var(--band)"}}
+        series[-1] |= {"tooltip": {"show": False}, "encode": {"x": [0, 3], "y": [1, 2, 4, 5]}}
     for line in lines:
         series.append(
             {
@@ -128,7 +124,7 @@ def lines_chart(
             "data": [
                 {
                     "xAxis": mark.x,
-                    "label": {"formatter": mark.text, "position": ("insideEndTop", "end")[0]},
+                    "label": {"formatter": mark.text, "position": "end"},
                     "lineStyle": {"color": mark.color, "type": "dashed"},
                 }
                 for mark in marks
@@ -136,8 +132,8 @@ def lines_chart(
         }
     names = [line.name for line in lines] + ([gap_name] if gap is not None else [])
     option = {
-        "grid": _grid(x_name),
-        "legend": {"top": 0, "data": names},
+        "grid": _grid(x_name, legend=len(names) > 1 or bool(marks)),
+        "legend": {"top": 0, "left": 0, "data": names, "show": len(names) > 1},
         "tooltip": {"trigger": "axis", "valueFormatter": "fn:number"},
         "xAxis": {"type": "category", "data": list(x), "name": x_name, "nameLocation": "middle"}
         if category
@@ -148,6 +144,15 @@ def lines_chart(
     }
     rows = zip(x, *(shorts(line.y) for line in lines), strict=True)
     return Chart(title, option, note, height, wide, (x_name, *(line.name for line in lines)), thinned(list(rows)))
+
+
+def _strips(
+    x: Sequence[Any], gap: tuple[Sequence[float | None], Sequence[float | None]], category: bool
+) -> list[list[Any]]:
+    """The space between two curves, cut at every x: x, both y, and the same at the next x."""
+    places = range(len(x)) if category else x
+    corners = [[short(at), short(a), short(b)] for at, a, b in zip(places, *gap, strict=True)]
+    return [left + right for left, right in pairwise(corners) if None not in left + right]
 
 
 def _points(x: Sequence[Any], y: Sequence[Any], category: bool) -> list[Any]:
@@ -245,13 +250,19 @@ def histogram_chart(
     option = {
         "grid": _grid(x_name, legend=False),
         "tooltip": {"trigger": "axis", "axisPointer": {"type": "shadow"}, "valueFormatter": "fn:number"},
-        "xAxis": axis(x_name, "category", data=[f"{m:.3g}" for m in middles]),
+        "xAxis": axis(x_name, "category", data=[f"{m:.4g}" for m in middles]),
         "yAxis": axis("rows", nameGap=40) | {"scale": False},
         "series": [
-            {"type": "bar", "name": "rows", "data": shorts(counts), "barCategoryGap": "4%", "itemStyle": {"color": color}}
+            {
+                "type": "bar",
+                "name": "rows",
+                "data": shorts(counts),
+                "barCategoryGap": "4%",
+                "itemStyle": {"color": color},
+            }
         ],
     }
-    rows = tuple((f"{a:.3g} to {b:.3g}", int(n)) for a, b, n in zip(edges[:-1], edges[1:], counts, strict=True))
+    rows = tuple((f"{a:.4g} to {b:.4g}", int(n)) for a, b, n in zip(edges[:-1], edges[1:], counts, strict=True))
     return Chart(title, option, note, 260, False, (x_name, "rows"), rows)
 
 
@@ -311,7 +322,9 @@ def scatter(
         series[0]["markLine"] = _quiet_line([ends])
     if level is not None:
         series[0]["markLine"] = _quiet_line([{"yAxis": level}])
-    x_axis = axis(x_name, "category", data=list(categories)) if categories else axis(x_name, "log" if log_x else "value")
+    x_axis = (
+        axis(x_name, "category", data=list(categories)) if categories else axis(x_name, "log" if log_x else "value")
+    )
     option: Option = {
         "grid": _grid(x_name, legend=len(series) > 1),
         "legend": {"top": 0, "show": len(series) > 1},

@@ -135,7 +135,9 @@ def scrolled(inner: str) -> str:
 
 def tiles(entries: Mapping[str, str]) -> str:
     """The figures one looks at first."""
-    boxes = (f'<div class="tile"><b>{text(value)}</b><span>{text(name)}</span></div>' for name, value in entries.items())
+    boxes = (
+        f'<div class="tile"><b>{text(value)}</b><span>{text(name)}</span></div>' for name, value in entries.items()
+    )
     return f'<div class="tiles">{"".join(boxes)}</div>'
 
 
@@ -153,6 +155,4 @@ def sparkline(channels: Sequence[Sequence[float]]) -> str:
         span, last = (high - low) or 1.0, max(len(values) - 1, 1)
         points = " ".join(f"{200 * i / last:.1f},{56 - 52 * (v - low) / span:.1f}" for i, v in enumerate(values))
         paths.append(f'<polyline points="{points}" fill="none" stroke="var({color})" stroke-width="1.5"/>')
-    return (
-        f'<svg viewBox="0 0 200 60" preserveAspectRatio="none" role="img" aria-label="the sequence">{"".join(paths)}</svg>'
-    )
+    return f'<svg viewBox="0 0 200 60" preserveAspectRatio="none" role="img" aria-label="the sequence">{"".join(paths)}</svg>'

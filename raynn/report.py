@@ -1,7 +1,4 @@
-"""RUN/report.html: what a run did, in one file. Numbers come from the run folder; result.json has the same.
-
-Shapes: N rows or windows, H steps.
-"""
+"""RUN/report.html: what a run did, in one file. Numbers come from the run folder; result.json has the same."""
 
 from __future__ import annotations
 
@@ -14,23 +11,16 @@ from typing import Any
 import numpy as np
 
 from raynn import page as html
-from raynn.charts import Chart, Cloud, Line, Mark, bars, heatmap, histogram_chart, lines_chart, scatter, short
+from raynn.charts import Chart, Line, Mark, bars, lines_chart
 from raynn.columns import ColumnSpec
 from raynn.encodings import CategoricalEncoding, Encoding, ImageEncoding, SequenceEncoding, StandardScale, TextEncoding
-from raynn.findings import calibration, histogram, rocs, spread
-from raynn.inspection import Case, Inspection, inspect
+from raynn.exhibits import MAX_LABELS, PALETTE, cases, class_table, pictures, prediction_charts, texts
+from raynn.inspection import Inspection, inspect
 from raynn.job import Job
 from raynn.metrics import higher_is_better
 from raynn.page import Page
 
 FILE = "report.html"
-MAX_CURVES = 12  # classes with an ROC curve of their own
-MAX_LABELS = 60  # classes of a confusion matrix
-CLOUD_POINTS = 2000
-NUM_FORECASTS = 4
-PAST_STEPS = 96
-MAX_TARGETS = 3
-PALETTE = ("--train", "--val", "--test", "--four", "--five", "--six")
 KNOWN_KEYS = {"epoch", "step", "seconds", "examples_per_second", "learning_rate"}
 
 
@@ -59,9 +49,11 @@ def run_page(found: Inspection) -> Page:
     page.head = _head(found, name)
     page.add("learning", "Learning", page.figures(_learning(found)), _epochs(found))
     where = f" on the {found.split} set" if found.split else ""
-    page.add("predictions", f"Predictions{where}", page.figures(_predictions(found)), _classes(found), _texts(found))
-    page.add("samples", "Images", _pictures(found))
-    page.add("errors", "The worst errors", _cases(found))
+    page.add(
+        "predictions", f"Predictions{where}", page.figures(prediction_charts(found)), class_table(found), texts(found)
+    )
+    page.add("samples", "Images", pictures(found))
+    page.add("errors", "The worst errors", cases(found))
     page.add("network", "Network", _network(page, found))
     page.add("data", "Data", _data(page, found))
     page.add("settings", "Settings", _settings(found.job))
@@ -117,12 +109,12 @@ def _sentence(found: Inspection) -> str:
 
 def _learning(found: Inspection) -> Iterator[Chart]:
     records = found.records
-    if not records:
+    if len(records) < 2:  # a point is no curve; the table has it
         return
     epochs = [record["epoch"] for record in records]
     best, ended = found.result.get("best_epoch"), bool(found.result)
     marks = [Mark(best, f"best: {best}", "var(--test)")] if best else []
-    if ended and best != epochs[-1]:
+    if ended and (best or 0) < epochs[-1] - 0.12 * len(epochs):  # else their words would overlap
         marks.append(Mark(epochs[-1], "stopped" if found.result["status"] == "stopped_early" else "end"))
     losses = {split: [record.get(f"{split}/loss") for record in records] for split in ("train", "val")}
     lines = [
@@ -143,7 +135,7 @@ def _learning(found: Inspection) -> Iterator[Chart]:
         lines,
         "epoch",
         "loss (log)" if log else "loss",
-        gap=None if log else (losses["train"], losses["val"]),
+        gap=(losses["train"], losses["val"]),
         marks=marks,
         log_y=log,
         note=note,
@@ -178,210 +170,8 @@ def _epochs(found: Inspection) -> str:
     keys = list(dict.fromkeys(key for record in found.records for key in record))
     rows = [[record.get(key) for key in keys] for record in found.records]
     inner = html.scrolled(html.table(keys, rows))
-    return f"<details><summary>Every epoch: metrics.jsonl</summary>{inner}</details>"
-
-
-# ---- predictions ------------------------------------------------------------------------------------------------
-
-
-def _predictions(found: Inspection) -> Iterator[Chart]:
-    if found.classes is not None:
-        yield from _classification(found)
-    if found.values is not None:
-        yield from _regression(found)
-    yield from _forecasts(found)
-    if found.tokens is not None and len(found.tokens.loss_T):
-        edges, counts = histogram(found.tokens.loss_T)
-        note = f"{len(found.tokens.loss_T):,} tokens of evenly spaced windows; 0 nats: certain of what came."
-        yield histogram_chart("How surprising each token was", edges, counts, "nats", note=note)
-        names, means, often = zip(*found.tokens.hardest, strict=True) if found.tokens.hardest else ((), (), ())
-        if names:
-            shown = [f"{name!r} ({n})" for name, n in zip(names, often, strict=True)]
-            yield bars("The hardest tokens", shown, means, "mean nats", color="var(--val)", note="How often in brackets.")
-
-
-def _classification(found: Inspection) -> Iterator[Chart]:
-    classes = found.classes
-    assert classes is not None and found.logits_NK is not None
-    if len(classes.labels) <= MAX_LABELS:
-        note = f"{classes.confusion_KK.sum():,} rows, accuracy {classes.accuracy:.4g}; shade: share of the true class."
-        yield heatmap("Confusion", classes.confusion_KK, classes.labels, "true class", "predicted", note)
-    curves = rocs(found.logits_NK, classes.actual_N, classes.labels) if len(classes.labels) <= MAX_CURVES else []
-    if curves:
-        clouds = [
-            {
-                "type": "line",
-                "name": f"{curve.label} ({curve.auroc:.4g})",
-                "data": [[short(a), short(b)] for a, b in zip(curve.false_positive_P, curve.true_positive_P, strict=True)],
-                "symbol": "none",
-                "lineStyle": {"width": 2, "type": ("solid", "dashed")[i // len(PALETTE) % 2]},
-                "itemStyle": {"color": f"var({PALETTE[i % len(PALETTE)]})"},
-            }
-            for i, curve in enumerate(curves)
-        ]
-        base = scatter("ROC", [Cloud("chance", [], [], "var(--soft)")], "false positive rate", "true positive rate")
-        base.option["series"] = clouds + [
-            {
-                "type": "line",
-                "name": "chance",
-                "data": [[0, 0], [1, 1]],
-                "symbol": "none",
-                "silent": True,
-                "lineStyle": {"type": "dotted", "color": "var(--soft)", "width": 1},
-                "itemStyle": {"color": "var(--soft)"},
-            }
-        ]
-        base.option["legend"] = {"top": 0, "data": [cloud["name"] for cloud in clouds]}
-        base.option["tooltip"] = {"trigger": "axis", "valueFormatter": "fn:number"}
-        what = "each class against the others" if len(curves) > 1 else f"class {curves[0].label}"
-        rows = tuple((curve.label, short(curve.auroc)) for curve in curves)
-        note = f"For {what}; in brackets the area under it."
-        yield Chart("ROC", base.option, note, 380, False, ("class", "AUROC"), rows)
-    found_calibration = calibration(classes.confidence_N, classes.predicted_N == classes.actual_N)
-    note = (
-        f"Rows in ten bins by the probability of the predicted class; on the diagonal it is what it says. Expected "
-        f"calibration error {found_calibration.error:.3g}; the size of a point is the share of rows."
-    )
-    share = found_calibration.count_P / found_calibration.count_P.sum()
-    dots = scatter(
-        "Calibration",
-        [Cloud("bin", found_calibration.confidence_P.tolist(), found_calibration.accuracy_P.tolist(), "var(--train)")],
-        "probability told",
-        "share that was right",
-        diagonal=(0.0, 1.0),
-        note=note,
-        height=380,
-    )
-    dots.option["series"][0]["data"] = [
-        {"value": value, "symbolSize": short(6 + 26 * np.sqrt(size))}
-        for value, size in zip(dots.option["series"][0]["data"], share, strict=True)
-    ]
-    for side in ("xAxis", "yAxis"):
-        dots.option[side] |= {"min": 0, "max": 1}
-    yield dots
-
-
-def _regression(found: Inspection) -> Iterator[Chart]:
-    values = found.values
-    assert values is not None
-    chosen = spread(len(values.actual_N), CLOUD_POINTS)
-    actual, predicted, residual = values.actual_N[chosen], values.predicted_N[chosen], values.residual_N[chosen]
-    ends = float(min(actual.min(), predicted.min())), float(max(actual.max(), predicted.max()))
-    some = f" {len(chosen):,} of {len(values.actual_N):,} rows." if len(chosen) < len(values.actual_N) else ""
-    cloud = Cloud("rows", actual.tolist(), predicted.tolist(), "var(--train)", size=4)
-    note = f"RMSE {values.rmse:.4g}, MAE {values.mae:.4g}, in the target's unit.{some}"
-    yield scatter("Predicted against actual", [cloud], "actual", "predicted", diagonal=ends, note=note, height=340)
-    cloud = Cloud("rows", predicted.tolist(), residual.tolist(), "var(--val)", size=4)
-    note = "Predicted less actual: a slope or a funnel is something the network has not learned."
-    yield scatter("Residuals", [cloud], "predicted", "residual", level=0.0, note=note, height=340)
-    edges, counts = histogram(values.residual_N)
-    yield histogram_chart("How large the residuals are", edges, counts, "residual", "var(--val)")
-
-
-def _forecasts(found: Inspection) -> Iterator[Chart]:
-    for forecast in found.forecasts[:MAX_TARGETS]:
-        assert found.times_NH is not None
-        horizon = forecast.actual_NH.shape[1]
-        band_QH = forecast.band_QH
-        times, first = np.unique(found.times_NH, return_index=True)
-        known = forecast.actual_NH.reshape(-1)[first]  # one series; of several, one of the values of that time
-        for n in _windows_to_show(forecast.rmse_N, found.times_NH[:, 0]):
-            start = int(np.searchsorted(times, found.times_NH[n, 0]))
-            past = slice(max(0, start - min(PAST_STEPS, max(24, 3 * horizon))), start)
-            before = past.stop - past.start
-            x = [*times[past].tolist(), *found.times_NH[n].tolist()]
-            blank: list[float | None] = [None] * before
-            low, high = (blank + (forecast.predicted_NH[n] + band_QH[q]).tolist() for q in (0, 2))
-            lines = [
-                Line("actual", [*known[past].tolist(), *forecast.actual_NH[n].tolist()], "var(--train)"),
-                Line("forecast", blank + forecast.predicted_NH[n].tolist(), "var(--val)", symbol="circle"),
-            ]
-            yield lines_chart(
-                f"{forecast.target} from {found.times_NH[n, 0]}",
-                x,
-                lines,
-                "",
-                forecast.target,
-                gap=(low, high),
-                gap_name="80 % of errors",
-                category=True,
-                note=f"RMSE of this window {forecast.rmse_N[n]:.4g}.",
-                height=280,
-            )
-    if found.forecasts and found.forecasts[0].actual_NH.shape[1] > 1:
-        steps = list(range(1, found.forecasts[0].actual_NH.shape[1] + 1))
-        lines = [
-            Line(forecast.target, forecast.rmse_H.tolist(), f"var({PALETTE[i % len(PALETTE)]})")
-            for i, forecast in enumerate(found.forecasts)
-        ]
-        yield lines_chart("Error by step ahead", steps, lines, "steps ahead", "RMSE", wide=True)
-    for forecast in found.forecasts[:MAX_TARGETS]:
-        edges, counts = histogram((forecast.predicted_NH - forecast.actual_NH).reshape(-1))
-        yield histogram_chart(f"Errors of {forecast.target}", edges, counts, "forecast less actual", "var(--val)")
-
-
-def _windows_to_show(rmse_N: np.ndarray[Any, Any], start_N: np.ndarray[Any, Any]) -> list[int]:
-    """Windows evenly spaced in time, and the worst."""
-    order = np.argsort(start_N, kind="stable")
-    inside = order[len(order) // 10 :] if len(order) > NUM_FORECASTS else order  # so that there is a past to show
-    return [*inside[spread(len(inside), NUM_FORECASTS - 1)].tolist(), int(rmse_N.argmax())]
-
-
-def _classes(found: Inspection) -> str:
-    classes = found.classes
-    if classes is None:
-        return ""
-    support = classes.confusion_KK.sum(1)
-    rows = [
-        (label, short(classes.precision_K[k]), short(classes.recall_K[k]), short(classes.f1_K[k]), int(support[k]))
-        for k, label in enumerate(classes.labels)
-    ]
-    rows.append(("all: accuracy, macro F1", None, short(classes.accuracy), short(classes.f1_macro), int(support.sum())))
-    inner = html.scrolled(html.table(("class", "precision", "recall", "F1", "rows"), rows))
-    return f"<br>{html.card(inner, 'Class by class')}"
-
-
-def _texts(found: Inspection) -> str:
-    parts = []
-    if found.texts:
-        inner = "<hr>".join(f'<div class="text">{html.text(text)}</div>' for text in found.texts)
-        parts.append(html.card(inner, "Written by the network, from beginnings that were held out (temperature 0.8)"))
-    if found.tokens is not None:
-        for title, excerpt in zip(("hardest", "median", "easiest"), found.tokens.excerpts, strict=False):
-            words = "".join(_surprise(token, loss) for token, loss in excerpt)
-            inner = f'<div class="text">{words}</div><figcaption>The stronger the mark, the more surprising.</figcaption>'
-            parts.append(html.card(inner, f"The {title} window that was held out"))
-    return f'<br><div class="grid">{"".join(parts)}</div>' if parts else ""
-
-
-def _surprise(token: str, loss: float | None) -> str:
-    if loss is None:
-        return html.text(token)
-    strength = min(1.0, loss / 8)
-    style = f"background:color-mix(in srgb, var(--val) {70 * strength:.0f}%, transparent)"
-    return f'<i style="{style}" title="{loss:.2f} nats">{html.text(token)}</i>'
-
-
-def _pictures(found: Inspection) -> str:
-    cards = [html.card(html.picture(image, title), title, wide=False) for title, image in found.pictures.items()]
-    return f'<div class="grid">{"".join(cards)}</div>' if cards else ""
-
-
-def _cases(found: Inspection) -> str:
-    unit = "nats" if found.classes is not None else "off"
-    cards = "".join(_case(case, unit) for case in found.worst)
-    return f'<div class="cases">{cards}</div>' if cards else ""
-
-
-def _case(case: Case, unit: str) -> str:
-    image = html.picture(case.picture, f"the input of {case.row}", "") if case.picture else ""
-    curve = html.sparkline(case.curve) if case.curve else ""
-    inputs = "".join(f"<dt>{html.text(name)}</dt><dd>{html.text(value)}</dd>" for name, value in case.inputs)
-    return (
-        f'<div class="card case">{image}{curve}<div class="mark">is {html.text(case.actual)}</div>'
-        f'<div class="miss">taken for {html.text(case.predicted)}</div>'
-        f"<div>{case.error:.4g} {unit} &middot; {html.text(case.row)}</div>{f'<dl>{inputs}</dl>' if inputs else ''}</div>"
-    )
+    open_ = " open" if len(found.records) < 2 else ""
+    return f"<details{open_}><summary>Every epoch: metrics.jsonl</summary>{inner}</details>"
 
 
 # ---- network, data, settings ------------------------------------------------------------------------------------
@@ -448,7 +238,9 @@ def _class_chart(found: Inspection) -> Chart:
     ]
     chart.option["legend"] = {"top": 0}
     chart.option["grid"]["top"] = 34
-    rows = tuple((label, *(found.class_counts[split][k] for split in found.class_counts)) for k, label in enumerate(labels))
+    rows = tuple(
+        (label, *(found.class_counts[split][k] for split in found.class_counts)) for k, label in enumerate(labels)
+    )
     return Chart(chart.title, chart.option, "", 110 + 24 * len(labels), False, ("class", *found.class_counts), rows)
 
 
@@ -470,7 +262,10 @@ def _held(spec: ColumnSpec, encoding: Encoding) -> tuple[str, str]:
         return f"{length}, {len(encoding.channels)} channels: {means}", spec.reason
     if isinstance(encoding, TextEncoding):
         size = encoding.tokenizer.vocabulary_size
-        return f"vocabulary of {size:,} {type(encoding.tokenizer).__name__.removesuffix('Tokenizer').lower()}", spec.reason
+        return (
+            f"vocabulary of {size:,} {type(encoding.tokenizer).__name__.removesuffix('Tokenizer').lower()}",
+            spec.reason,
+        )
     missing = ", some missing" if encoding.indicator else ""
     if isinstance(encoding.scale, StandardScale):
         return f"mean {encoding.scale.mean:.4g}, standard deviation {encoding.scale.std:.4g}{missing}", spec.reason

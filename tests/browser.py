@@ -116,9 +116,7 @@ class Tab:
         """Width and height in CSS pixels; a narrow one is a phone."""
         width, height = size
         phone = width < 600
-        self.send(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone
-        )
+        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
 
     def run(self, script: str) -> Any:
         """The value of an expression of the page."""

@@ -13,7 +13,7 @@
     if (x === null || x === undefined || x === "-" || Number.isNaN(x)) return "–";
     if (typeof x !== "number") return String(x);
     if (Number.isInteger(x)) return x.toLocaleString("en-US");
-    return Math.abs(x) >= 1e5 || Math.abs(x) < 1e-3 ? x.toExponential(2) : String(Number(x.toPrecision(4)));
+    return Math.abs(x) >= 1e5 || Math.abs(x) < 1e-4 ? x.toExponential(2) : String(Number(x.toPrecision(4)));
   };
   const escaped = (text) => String(text).replace(/[&<>"]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[c]);
   const described = (n) => {
@@ -30,6 +30,10 @@
     point: (p) => (p.data && p.data.trial !== undefined ? described(p.data.trial)
       : `${escaped(p.seriesName)}<br>${escaped(number(p.value[0]))}, ${escaped(number(p.value[1]))}`),
     trial: (p) => described(p.data.trial),
+    gap: (params, api) => {
+      const [a, b, c, d] = [[0, 1], [3, 4], [3, 5], [0, 2]].map(([x, y]) => api.coord([api.value(x), api.value(y)]));
+      return { type: "polygon", shape: { points: [a, b, c, d] }, style: { fill: color("--band") } };
+    },
     interval: (params, api) => {
       const y = api.coord([api.value(1), api.value(0)])[1];
       const [a, b] = [api.coord([api.value(1), api.value(0)])[0], api.coord([api.value(2), api.value(0)])[0]];
@@ -62,7 +66,7 @@
 
   // The chart's series with what is not selected faded.
   const shown = (series) => series.map((s) => {
-    if (!Array.isArray(s.data) || !s.data.length || s.data[0].trial === undefined) return s;
+    if (!Array.isArray(s.data) || !s.data.length || s.data[0]?.trial === undefined) return s;
     const lines = s.type === "lines" || s.type === "parallel";
     const data = s.data.map((item) => {
       const on = selected === null || selected.has(item.trial);
@@ -82,7 +86,7 @@
       textStyle: { fontFamily: "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif" },
       aria: { enabled: true, label: { description: chart.label } },
       ...o,
-      legend: { type: "scroll", textStyle: text, icon: "roundRect", itemWidth: 16, itemHeight: 4, inactiveColor: color("--line"), pageTextStyle: text, ...o.legend, show: o.legend ? o.legend.show ?? true : false },
+      legend: { type: "scroll", textStyle: text, icon: "roundRect", itemWidth: 16, itemHeight: 8, inactiveColor: color("--line"), pageTextStyle: text, ...o.legend, show: o.legend ? o.legend.show ?? true : false },
       tooltip: { confine: true, backgroundColor: color("--card"), borderColor: color("--line"), textStyle: { ...text, fontSize: 12 }, ...o.tooltip },
       xAxis: each(o.xAxis, styledAxis),
       yAxis: each(o.yAxis, styledAxis),
