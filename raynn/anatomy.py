@@ -33,7 +33,8 @@ class Layer:
 def layers_of(model: nn.Module, batch: Mapping[str, Tensor] | None = None, key_B: Tensor | None = None) -> list[Layer]:
     """The layers in the order of the module tree; with a batch, what each puts out."""
     outputs = _output_shapes(model, batch, key_B) if batch is not None else {}
-    found, seen = [], set()
+    found: list[Layer] = []
+    seen: set[int] = set()
     for name, module in model.named_modules():
         own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
         seen.update(id(p) for p in own)

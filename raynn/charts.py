@@ -70,6 +70,11 @@ def shorts(values: Iterable[Any]) -> list[Any]:
     return [short(value) for value in values]
 
 
+def pairs(x: Iterable[Any], y: Iterable[Any]) -> list[list[Any]]:
+    """Points as a series has them."""
+    return [[short(a), short(b)] for a, b in zip(x, y, strict=True)]
+
+
 def axis(name: str, kind: str = "value", **more: Any) -> Option:
     """An axis with its name at its middle."""
     return {"type": kind, "name": name, "nameLocation": "middle", "scale": kind == "value", **more}
@@ -156,7 +161,7 @@ def _strips(
 
 
 def _points(x: Sequence[Any], y: Sequence[Any], category: bool) -> list[Any]:
-    return shorts(y) if category else [[short(a), short(b)] for a, b in zip(x, y, strict=True)]
+    return shorts(y) if category else pairs(x, y)
 
 
 def thinned(rows: Sequence[tuple[Any, ...]]) -> tuple[tuple[Any, ...], ...]:
@@ -299,8 +304,7 @@ def scatter(
     """Points, with the diagonal or a level drawn where asked. With `numbers` each point stands for a trial."""
     series: list[Option] = []
     for cloud in clouds:
-        pairs = zip(cloud.x, cloud.y, strict=True)
-        data: list[Any] = [[short(a), short(b)] for a, b in pairs]
+        data: list[Any] = pairs(cloud.x, cloud.y)
         if cloud.numbers:
             data = [{"value": point, "trial": int(n)} for point, n in zip(data, cloud.numbers, strict=True)]
         series.append(

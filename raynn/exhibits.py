@@ -6,13 +6,12 @@ Shapes: N rows or windows, H steps.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raynn import page as html
-from raynn.charts import Chart, Cloud, Line, bars, heatmap, histogram_chart, lines_chart, scatter, short
+from raynn.charts import Chart, Cloud, Line, bars, heatmap, histogram_chart, lines_chart, pairs, scatter
 from raynn.findings import ForecastFindings, calibration, histogram, rocs, spread
 from raynn.inspection import Case, Inspection
 
@@ -47,7 +46,8 @@ def prediction_charts(found: Inspection) -> Iterator[Chart]:
 
 def _classification(found: Inspection) -> Iterator[Chart]:
     classes = found.classes
-    assert classes is not None and found.logits_NK is not None
+    assert classes is not None
+    assert found.logits_NK is not None
     if len(classes.labels) <= MAX_LABELS:
         note = f"{classes.confusion_KK.sum():,} rows, accuracy {classes.accuracy:.4g}; shade: share of the true class."
         yield heatmap("Confusion", classes.confusion_KK, classes.labels, "true class", "predicted", note)
@@ -57,9 +57,7 @@ def _classification(found: Inspection) -> Iterator[Chart]:
             {
                 "type": "line",
                 "name": f"{curve.label} ({curve.auroc:.4g})",
-                "data": [
-                    [short(a), short(b)] for a, b in zip(curve.false_positive_P, curve.true_positive_P, strict=True)
-                ],
+                "data": pairs(curve.false_positive_P, curve.true_positive_P),
                 "symbol": "none",
                 "lineStyle": {"width": 2, "type": ("solid", "dashed")[i // len(PALETTE) % 2]},
                 "itemStyle": {"color": f"var({PALETTE[i % len(PALETTE)]})"},
@@ -67,17 +65,8 @@ def _classification(found: Inspection) -> Iterator[Chart]:
             for i, curve in enumerate(curves)
         ]
         base = scatter("ROC", [Cloud("chance", [], [], "var(--soft)")], "false positive rate", "true positive rate")
-        base.option["series"] = clouds + [
-            {
-                "type": "line",
-                "name": "chance",
-                "data": [[0, 0], [1, 1]],
-                "symbol": "none",
-                "silent": True,
-                "lineStyle": {"type": "dotted", "color": "var(--soft)", "width": 1},
-                "itemStyle": {"color": "var(--soft)"},
-            }
-        ]
+        chance = {"type": "line", "name": "chance", "data": [[0, 0], [1, 1]], "symbol": "none", "silent": True}
+        base.option["series"] = [*clouds, chance | {"lineStyle": {"type": "dotted", "color": "var(--soft)"}}]
         base.option["grid"]["top"] = 40
         base.option["legend"] = {"top": 0, "left": 0, "data": [cloud["name"] for cloud in clouds]}
         base.option["tooltip"] = {"trigger": "axis", "valueFormatter": "fn:number"}
@@ -264,8 +253,9 @@ def _case(case: Case, unit: str) -> str:
     image = html.picture(case.picture, f"the input of {case.row}", "") if case.picture else ""
     curve = html.sparkline(case.curve) if case.curve else ""
     inputs = "".join(f"<dt>{html.text(name)}</dt><dd>{html.text(value)}</dd>" for name, value in case.inputs)
+    inputs = f"<dl>{inputs}</dl>" if inputs else ""
     return (
         f'<div class="card case">{image}{curve}<div class="mark">is {html.text(case.actual)}</div>'
         f'<div class="miss">taken for {html.text(case.predicted)}</div>'
-        f"<div>{case.error:.4g} {unit} &middot; {html.text(case.row)}</div>{f'<dl>{inputs}</dl>' if inputs else ''}</div>"
+        f"<div>{case.error:.4g} {unit} &middot; {html.text(case.row)}</div>{inputs}</div>"
     )

@@ -315,11 +315,13 @@ def _tokens(run: Run, shard: Shard) -> TokenFindings:
     tokenizer, device = encoding_of(run.preprocessing).tokenizer, next(run.model.parameters()).device
     chosen = torch.from_numpy(spread(shard.num_rows, NUM_WINDOWS))
     run.model.eval()
-    excerpts, losses, by_token = [], [], dict[int, list[float]]()
+    excerpts: list[tuple[tuple[str, float | None], ...]] = []
+    losses: list[float] = []
+    by_token: dict[int, list[float]] = {}
     for batch, key_B in evaluation_batches(shard, 8, device, chosen):
         loss_BT, scored_BT = token_losses(run.model(batch, key_B).float(), batch)
         for ids_T, loss_T, scored_T in zip(batch["tokens"].tolist(), loss_BT.tolist(), scored_BT.tolist(), strict=True):
-            read = [(tokenizer.decode([ids_T[0]]), None)]
+            read: list[tuple[str, float | None]] = [(tokenizer.decode([ids_T[0]]), None)]
             last = max((t for t, scored in enumerate(scored_T) if scored), default=-1)
             for t in range(last + 1):
                 loss = loss_T[t] if scored_T[t] else None

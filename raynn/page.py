@@ -2,9 +2,10 @@
 
 Apache ECharts 6.1.0 (`browser/echarts.min.js`, as in its npm package, Apache-2.0) draws. It was weighed against others,
 2026-11: plotly.js, 4.8 MB a page against 1.1 MB, draws parallel coordinates by WebGL, which paper and machines without
-a GPU lack; Bokeh, 1.0 MB, has none, and a Python model for each figure; Vega-Lite, 0.9 MB, cannot brush their axes, and
-comes in a package of 33 MB. ECharts has parallel coordinates that can be brushed, draws SVG, which prints, describes its
-charts to screen readers, and is the Apache Foundation's. No maintained package on PyPI carries the file, so it lies here.
+a GPU lack; Bokeh, 1.0 MB, has none, and makes a Python model for each figure; Vega-Lite, 0.9 MB, cannot brush their
+axes, and comes in a package of 33 MB. ECharts has parallel coordinates that can be brushed, draws SVG, which prints,
+describes its charts to screen readers, and is the Apache Foundation's. No package on PyPI that is kept up carries the
+file, so it lies here as it was published.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class Page:
         """The whole file."""
         links = "".join(f'<a href="#{key}">{text(title)}</a>' for key, title, _ in self.sections)
         body = "".join(
-            f'<section id="{key}" aria-labelledby="{key}-title"><h2 id="{key}-title">{text(title)}</h2>{inner}</section>'
+            f'<section id="{key}" aria-labelledby="{key}-title"><h2 id="{key}-title">{text(title)}</h2>{inner}'
+            "</section>"
             for key, title, inner in self.sections
         )
         part = files("raynn") / "browser"
@@ -155,4 +157,5 @@ def sparkline(channels: Sequence[Sequence[float]]) -> str:
         span, last = (high - low) or 1.0, max(len(values) - 1, 1)
         points = " ".join(f"{200 * i / last:.1f},{56 - 52 * (v - low) / span:.1f}" for i, v in enumerate(values))
         paths.append(f'<polyline points="{points}" fill="none" stroke="var({color})" stroke-width="1.5"/>')
-    return f'<svg viewBox="0 0 200 60" preserveAspectRatio="none" role="img" aria-label="the sequence">{"".join(paths)}</svg>'
+    start = '<svg viewBox="0 0 200 60" preserveAspectRatio="none" role="img" aria-label="the sequence">'
+    return f"{start}{''.join(paths)}</svg>"

@@ -49,9 +49,8 @@ def run_page(found: Inspection) -> Page:
     page.head = _head(found, name)
     page.add("learning", "Learning", page.figures(_learning(found)), _epochs(found))
     where = f" on the {found.split} set" if found.split else ""
-    page.add(
-        "predictions", f"Predictions{where}", page.figures(prediction_charts(found)), class_table(found), texts(found)
-    )
+    shown = page.figures(prediction_charts(found)), class_table(found), texts(found)
+    page.add("predictions", f"Predictions{where}", *shown)
     page.add("samples", "Images", pictures(found))
     page.add("errors", "The worst errors", cases(found))
     page.add("network", "Network", _network(page, found))
@@ -204,7 +203,7 @@ def _data(page: Page, found: Inspection) -> str:
         parts.append(html.tiles({f"{name} {unit}": f"{n:,}" for name, n in found.rows_of_splits.items()}))
     if found.run is not None:
         preprocessing = found.run.preprocessing
-        rows = [
+        rows: list[tuple[Any, ...]] = [
             (spec.name, spec.kind, *_held(spec, encoding))
             for spec, encoding in zip(preprocessing.features, preprocessing.encodings, strict=True)
         ]
@@ -238,9 +237,7 @@ def _class_chart(found: Inspection) -> Chart:
     ]
     chart.option["legend"] = {"top": 0}
     chart.option["grid"]["top"] = 34
-    rows = tuple(
-        (label, *(found.class_counts[split][k] for split in found.class_counts)) for k, label in enumerate(labels)
-    )
+    rows = tuple(zip(labels, *found.class_counts.values(), strict=True))
     return Chart(chart.title, chart.option, "", 110 + 24 * len(labels), False, ("class", *found.class_counts), rows)
 
 
@@ -318,7 +315,8 @@ def _commands(found: Inspection) -> str:
         out = ["DATA", "--out", "predictions.parquet"]
         lines = {"predict": ["raynn", "predict", run, *out], "evaluate": ["raynn", "evaluate", run], **lines}
     commands = "\n".join(f"{shlex.join(command)}    # {what}" for what, command in lines.items())
-    code = f"import raynn\n\nrun = raynn.open_run({run!r})\ntable = run.predict(rows)   # a pyarrow.Table, data frame or dict"
+    code = f"import raynn\n\nrun = raynn.open_run({run!r})\n"
+    code += "table = run.predict(rows)   # a pyarrow.Table, data frame or dict"
     python = "" if found.task == "image_generation" else f"<pre>{html.text(code)}</pre>"
     return f"<pre>{html.text(commands)}</pre>{python}"
 
