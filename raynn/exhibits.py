@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raynn import page as html
-from raynn.charts import Chart, Cloud, Line, bars, heatmap, histogram_chart, lines_chart, pairs, scatter
+from raynn.charts import Chart, Cloud, Line, bars, heatmap, histogram_chart, lines_chart, pairs, scatter, short
 from raynn.findings import ForecastFindings, calibration, histogram, rocs, spread
 from raynn.inspection import Case, Inspection
 

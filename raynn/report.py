@@ -19,6 +19,8 @@ from raynn.inspection import Inspection, inspect
 from raynn.job import Job
 from raynn.metrics import higher_is_better
 from raynn.page import Page
+from raynn.search_report import search_page
+from raynn.trial_table import is_search, read_search
 
 FILE = "report.html"
 KNOWN_KEYS = {"epoch", "step", "seconds", "examples_per_second", "learning_rate"}
@@ -35,7 +37,10 @@ def write_report(run: str | Path, *, max_bytes: int | None = None) -> Path:
         RunError: it is no run folder.
     """
     folder = Path(run)
-    content = run_page(inspect(folder, max_bytes=max_bytes)).html()
+    if is_search(folder):
+        content = search_page(read_search(folder)).html()
+    else:
+        content = run_page(inspect(folder, max_bytes=max_bytes)).html()
     partial = folder / f"{FILE}.partial-{os.getpid()}"
     partial.write_text(content)
     partial.replace(folder / FILE)
