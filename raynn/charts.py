@@ -340,6 +340,7 @@ def scatter(
     if brush:
         option["brush"] = {"toolbox": [], "xAxisIndex": 0, "brushStyle": {"color": "var(--band)"}, "throttleDelay": 60}
         option["brush"]["outOfBrush"] = {"colorAlpha": 1}
+        option["toolbox"] = {"show": False}
     header = ("", x_name, y_name)
     rows = [(c.name, short(a), short(b)) for c in clouds for a, b in zip(c.x, c.y, strict=True)]
     return Chart(title, option, note, height, False, header, thinned(rows), trials=any(c.numbers for c in clouds))

@@ -48,11 +48,14 @@ def columns_of(values: Sequence[Sequence[Any]], logs: Sequence[bool]) -> Floats:
     return np.stack(columns, axis=1)
 
 
-def importance(names: Sequence[str], x_NS: Floats, y_N: Floats, seed: int = 0) -> Importance | None:
+def importance(
+    names: Sequence[str], x_NS: Floats, y_N: Floats, beside_N: Floats | None = None, seed: int = 0
+) -> Importance | None:
     """Permutation importance (Breiman 2001, section 10) of a random forest of the trials, on those left out of each
     bootstrap resample. None of fewer than MIN_TRIALS trials, or where all gave the same.
 
     A setting is worth the R2 that is lost when it is shuffled; two settings that always went together share theirs.
+    `beside_N` is what the forest knows besides the settings, and is not ranked: how long a trial was trained.
     """
     from sklearn.ensemble import RandomForestRegressor
 
@@ -60,6 +63,8 @@ def importance(names: Sequence[str], x_NS: Floats, y_N: Floats, seed: int = 0) -
     if num_trials < MIN_TRIALS or not np.ptp(y_N) > 0 or not len(names):
         return None
     random = np.random.default_rng(seed)
+    if beside_N is not None:
+        x_NS = np.concatenate([x_NS, beside_N[:, None]], axis=1)
     lost_RS, r2_R = [], []
     for resample in range(RESAMPLES):
         chosen = random.integers(0, num_trials, num_trials)
@@ -75,7 +80,7 @@ def importance(names: Sequence[str], x_NS: Floats, y_N: Floats, seed: int = 0) -
         for s in range(len(names)):
             for r in range(REPEATS):
                 shuffled[s * REPEATS + r, :, s] = random.permutation(x_NS[left, s])
-        told = forest.predict(shuffled.reshape(-1, len(names))).reshape(len(names), REPEATS, len(left))
+        told = forest.predict(shuffled.reshape(-1, x_NS.shape[1])).reshape(len(names), REPEATS, len(left))
         worse_S = ((told - y_N[left]) ** 2).sum(axis=2).mean(axis=1)
         lost_RS.append(np.maximum(worse_S - error, 0.0) / spread)
         r2_R.append(1.0 - error / spread)
@@ -88,10 +93,10 @@ def importance(names: Sequence[str], x_NS: Floats, y_N: Floats, seed: int = 0) -
 
 
 def pareto_front(values_NM: Floats, higher_M: Sequence[bool]) -> NDArray[np.bool_]:
-    """Which trials [N] no other trial equals or beats in every objective and beats in one. NaN is never on the front."""
+    """Which trials [N] no other equals or beats in every objective and beats in one; NaN is never on the front."""
     cost_NM = np.where(np.asarray(higher_M), -values_NM, values_NM)
-    whole = ~np.isnan(cost_NM).any(axis=1)
-    front = whole.copy()
+    whole = np.asarray(~np.isnan(cost_NM).any(axis=1))
+    front: NDArray[np.bool_] = np.array(whole)
     for n in np.flatnonzero(whole):
         others = cost_NM[whole]
         beaten = (others <= cost_NM[n]).all(axis=1) & (others < cost_NM[n]).any(axis=1)

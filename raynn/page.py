@@ -51,14 +51,15 @@ class Page:
         note = f"<figcaption>{text(chart.note)}</figcaption>" if chart.note else ""
         return (
             f'<figure class="card{" wide" if chart.wide else ""}"><h3>{text(chart.title)}</h3>'
-            f'<div class="chart" id="{key}" style="height:{chart.height}px" tabindex="0" role="img" '
-            f'aria-label="{text(label)}"></div>{note}{numbers}</figure>'
+            f'<div class="pan"><div class="chart{" roomy" if "parallel" in chart.option else ""}" id="{key}" '
+            f'style="height:{chart.height}px" tabindex="0" role="img" aria-label="{text(label)}"></div></div>'
+            f"{note}{numbers}</figure>"
         )
 
-    def figures(self, charts: Iterable[Chart]) -> str:
-        """Charts side by side where there is room."""
+    def figures(self, charts: Iterable[Chart], *, large: bool = False) -> str:
+        """Charts side by side where there is room: up to three, or two large ones."""
         drawn = "".join(map(self.figure, charts))
-        return f'<div class="grid">{drawn}</div>' if drawn else ""
+        return f'<div class="grid{" large" if large else ""}">{drawn}</div>' if drawn else ""
 
     def html(self) -> str:
         """The whole file."""
@@ -79,8 +80,8 @@ class Page:
             f'<button id="print" type="button">Print</button><button id="theme" type="button">Dark</button></nav>'
             f'<main id="main">{self.head}{body}<footer>Written by raynn from the run folder alone. Charts: Apache '
             f"ECharts 6.1.0, Apache License 2.0.</footer></main>"
-            f'<script type="application/json" id="charts">{_json(self.charts)}</script>'
-            f'<script type="application/json" id="trials">{_json({"rows": self.trials})}</script>'
+            f'<script type="application/json" id="chart-data">{_json(self.charts)}</script>'
+            f'<script type="application/json" id="trial-data">{_json({"rows": self.trials})}</script>'
             f"<script>{(part / 'echarts.min.js').read_text()}</script>"
             f"<script>{(part / 'page.js').read_text()}</script></body></html>\n"
         )

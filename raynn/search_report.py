@@ -1,4 +1,4 @@
-"""The report of a search: the best settings, what mattered, every trial and how it ended. Read from its folder alone."""
+"""The report of a search: the best settings, what mattered, every trial and how it ended."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def search_page(search: Search) -> Page:
     ranked = _ranked(search, found)
     page.head = _head(search, name)
     page.add("best", "Best settings", _best(search))
-    page.add("trials", "Trials", _toolbar(), page.figures(_overview(search, ranked)), _table(search))
-    page.add("importance", "What mattered", page.figures(_importance_chart(found)), _caveat(search, found))
+    page.add("trials", "Trials", _toolbar(), page.figures(_overview(search, ranked), large=True), _table(search))
+    page.add("importance", "What mattered", page.figures(_importance_chart(found), large=True), _caveat(search, found))
     page.add("slices", "Setting by setting", page.figures(_slices(search, ranked)))
-    page.add("tradeoffs", "Several objectives", page.figures(_pareto(search)))
+    page.add("tradeoffs", "Several objectives", page.figures(_pareto(search), large=True))
     page.add("time", "Time", _time(search))
     page.add("again", "Use and repeat", _commands(search))
     return page
@@ -108,9 +108,8 @@ def _best(search: Search) -> str:
     repeats = search.result.get("repeats")
     if isinstance(repeats, list) and repeats and all(isinstance(row, dict) for row in repeats):
         header = list(dict.fromkeys(key for row in repeats for key in row))
-        rows = [[row.get(key) if isinstance(row.get(key), int | float | str) else _plain(row.get(key)) for key in header]
-                for row in repeats]  # fmt: skip
-        parts.append(html.card(html.scrolled(html.table(header, rows)), "Repeated"))
+        rows = [[_plain(row.get(key)) for key in header] for row in repeats]
+        parts.append(html.card(html.scrolled(html.table(header, rows)), "Repeated with other seeds"))
     elif repeats:
         parts.append(html.card(f"<pre>{html.text(_plain(repeats))}</pre>", "Repeated", wide=False))
     return f'<div class="grid">{"".join(parts)}</div>'
@@ -320,7 +319,10 @@ def _table(search: Search) -> str:
             tds.append(f'<td{" class=n" if numeric else ""} data-v="{raw}">{inner}</td>')
         bold = ' class="changed"' if best is not None and trial.number == best.number else ""
         rows.append(f'<tr tabindex="0" data-trial="{trial.number}"{bold}>{"".join(tds)}</tr>')
-    head = "".join(f'<th scope="col"><button type="button">{html.text(key)}</button></th>' for key in keys)
+    head = "".join(
+        f'<th scope="col" title="{html.text(key)}"><button type="button">{html.text(_key(key))}</button></th>'
+        for key in keys
+    )
     inner = f'<table id="trial-table"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
     return f"<br>{html.card(html.scrolled(inner), 'All trials, the best first')}"
 
@@ -337,12 +339,10 @@ def _importance(search: Search) -> Importance | None:
     y = np.log(y) if _log_values(told) else y
     varied = [s for s, column in enumerate(zip(*rows, strict=True)) if len({str(value) for value in column}) > 1]
     names = [search.settings[s] for s in varied]
-    x = (
-        columns_of([[row[s] for s in varied] for row in rows], [search.logs[s] for s in varied])
-        if varied
-        else y[:, None]
-    )
-    return importance(names, x, y) if names else None
+    if not names:
+        return None
+    x = columns_of([[row[s] for s in varied] for row in rows], [search.logs[s] for s in varied])
+    return importance(names, x, y, beside_N=np.log([max(trial.epochs, 1) for trial in told]))
 
 
 def _ranked(search: Search, found: Importance | None) -> list[str]:
@@ -364,8 +364,9 @@ def _importance_chart(found: Importance | None) -> Iterator[Chart]:
         "share of what the settings explain",
         low=found.low_S[order].tolist(),
         high=found.high_S[order].tolist(),
-        note=f"Permutation importance in a random forest of {found.num_trials} trials; whiskers: 10 % to 90 % over "
-        f"resamples of them. On trials it did not see, the forest explains {max(found.r2, 0.0):.0%} of the differences.",
+        note=f"Permutation importance in a random forest of {found.num_trials} trials, which also knows how long each "
+        "trained and what that is worth; whiskers: 10 % to 90 % over "
+        f"resamples of them. On trials it did not see, it explains {max(found.r2, 0.0):.0%} of the differences.",
     )
 
 
@@ -376,7 +377,7 @@ def _caveat(search: Search, found: Importance | None) -> str:
     if found.r2 < 0.2:
         notes.append("The forest hardly predicts trials it did not see: do not trust this order.")
     if any(trial.status == "cut" for trial in search.trials):
-        notes.append("Trials that were cut count with the value they had reached.")
+        notes.append("Trials that were cut count with the value they had reached, at the epochs they had.")
     return f'<p class="lead">{" ".join(notes)}</p>' if notes else ""
 
 

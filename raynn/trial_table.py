@@ -116,8 +116,8 @@ def _higher(metric: str, search: dict[str, Any], trials: Sequence[Trial]) -> boo
 
 
 def _is_log(name: str, distribution: Any, values: Sequence[Any]) -> bool:
-    if isinstance(distribution, dict) and any(kind in distribution for kind in LOG_KINDS):
-        return True
+    if isinstance(distribution, dict):
+        return any(kind in distribution for kind in LOG_KINDS)
     numbers = [x for x in values if isinstance(x, int | float) and not isinstance(x, bool)]
     known = [x for x in values if x is not None]
     return len(numbers) == len(known) > 0 and min(numbers) > 0 and max(numbers) / min(numbers) > LOG_SPAN

@@ -17,7 +17,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 DESKTOP, PHONE = (1280, 900), (390, 844)
 SWITCHES = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars")
 QUIET = ("--no-first-run", "--disable-extensions", "--disable-background-networking", "--disable-component-update")
-TIMEOUT_S = 60.0
+TIMEOUT_S = 20.0
 
 
 class Browser:
@@ -128,7 +128,7 @@ class Tab:
         """Until an expression is true."""
         until = time.monotonic() + TIMEOUT_S
         while not self.run(script):
-            assert time.monotonic() < until, f"never came true: {script}"
+            assert time.monotonic() < until, f"never came true: {script}; {self.complaints()}"
             time.sleep(0.02)
 
     def move(self, x: float, y: float) -> None:

@@ -25,7 +25,7 @@ SPACE: dict[str, Any] = {
 def write_search(
     folder: Path, num_trials: int, *, max_epochs: int = 20, objectives: bool = False, seed: int = 0
 ) -> Path:
-    """A search for val/accuracy: the learning rate matters most, dropout less, the rest nothing; seven in ten are cut."""
+    """A search for val/accuracy: the learning rate matters most, dropout less, the rest nothing; most are cut."""
     random = np.random.default_rng(seed)
     rows = []
     for number in range(num_trials):

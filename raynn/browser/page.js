@@ -1,10 +1,10 @@
 "use strict";
-// Draws the page's charts from the options in #charts, in the colors of the theme; on pages of searches, what is
+// Draws the page's charts from the options in #chart-data, in the colors of the theme; on pages of searches, what is
 // selected in one chart or in the table is selected in all. Nothing is fetched.
 (() => {
   const root = document.documentElement;
-  const charts = JSON.parse(document.getElementById("charts").textContent);
-  const trials = JSON.parse(document.getElementById("trials").textContent);
+  const charts = JSON.parse(document.getElementById("chart-data").textContent);
+  const trials = JSON.parse(document.getElementById("trial-data").textContent);
   const drawn = new Map(); // id -> ECharts instance
   let selected = null; // numbers of trials, or null for all
   let printing = false;
@@ -90,7 +90,7 @@
       tooltip: { confine: true, backgroundColor: color("--card"), borderColor: color("--line"), textStyle: { ...text, fontSize: 12 }, ...o.tooltip },
       xAxis: each(o.xAxis, styledAxis),
       yAxis: each(o.yAxis, styledAxis),
-      parallelAxis: each(o.parallelAxis, (axis) => ({ ...styledAxis(axis), nameLocation: "end", nameGap: 12, nameTextStyle: { color: color("--text"), fontSize: 11, ...axis.nameTextStyle }, splitLine: { show: false }, axisLine: { lineStyle: { color: color("--soft") } } })),
+      parallelAxis: each(o.parallelAxis, (axis) => ({ ...styledAxis(axis), nameLocation: "end", nameGap: 12, nameTextStyle: { color: color("--text"), fontSize: 11, ...axis.nameTextStyle }, splitLine: { show: false }, axisLabel: { color: color("--text"), fontSize: 11, textBorderColor: color("--card"), textBorderWidth: 3, ...(axis.type === "category" ? {} : { formatter: number }) }, axisLine: { lineStyle: { color: color("--soft") } } })),
       series: shown(o.series),
     };
   }
@@ -110,7 +110,7 @@
         select(brushed ? series.getRawIndicesByActiveState("active").map((i) => charts[id].option.series[0].data[i].trial) : null, id);
       });
       instance.on("brushSelected", (event) => {
-        if (!event.batch[0].areas.length) return;
+        if (!event.batch[0]?.areas.length) return;
         const numbers = event.batch[0].selected.flatMap((s) => s.dataIndex.map((i) => charts[id].option.series[s.seriesIndex].data[i])).filter((item) => item && item.trial !== undefined).map((item) => item.trial);
         select(numbers, id);
       });
