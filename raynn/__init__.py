@@ -1,10 +1,10 @@
 """raynn: one job file trains a network, data-parallel on Ray, to the same result on any number of workers.
 
-The verbs are the commands': `Job.load(path)`, `train(job)`, `evaluate(run)`, `predict(run, data)`.
+The verbs are the commands': `Job.load(path)`, `train(job)`, `tune(job)`, `evaluate(run)`, `predict(run, data)`.
 They load PyTorch and Ray when first used; `import raynn` alone loads neither.
 
 The map of the house, from the ground up. A module imports only modules above it here; `ray` appears in cluster,
-data, worker and trainer, `wandb` in tracking alone.
+data, worker, trainer, trial, desk and tuner, `wandb` in tracking alone.
 
     errors.py          the exception tree; each message: field, value, relation, remedy
     settings.py        Settings: frozen, no unknown key; the only base class of a job's sections
@@ -14,7 +14,10 @@ data, worker and trainer, `wandb` in tracking alone.
     resources.py       workers, devices, memory: never changes the result
     stopping.py        when to stop: pure rules over the history
     search.py          what a search may vary
+    ledger.py          a search's trials, and the journal they are kept in
+    director.py        what a search does next: a function of its ledger
     progress.py        one line of progress, drawn from the run folder
+    estimate.py        how long a search will take
     generators.py      data made up by a formula, with the best figure known
     mnist1d.py         ten shapes hidden in noise
     corpora.py         Python's standard library as text
@@ -63,6 +66,10 @@ data, worker and trainer, `wandb` in tracking alone.
     data.py            the same preparation, mapped over a cluster by Ray Data
     worker.py          what each Ray Train worker runs
     trainer.py         one job, trained: in this process or by Ray Train
+    outcome.py         what a search leaves: a table, the best job, whether it was luck
+    trial.py           what a Tune actor runs, one trial after another
+    desk.py            where Ray Tune meets the director
+    tuner.py           many jobs: a search, from its job file to a model
     run.py             a run that has ended: open, evaluate, predict rows in memory
     image_quality.py   generated images against real ones, seen by a trained CNN
     prediction.py      a source predicted to a file, here or over Ray Data
@@ -93,6 +100,7 @@ if TYPE_CHECKING:
     from raynn.prediction import predict
     from raynn.run import evaluate, open_run
     from raynn.trainer import train
+    from raynn.tuner import tune
 
     __version__: str
 
@@ -110,6 +118,7 @@ __all__ = [
     "open_run",
     "predict",
     "train",
+    "tune",
 ]
 
 # Where the lazy names live; the imports above show the same to type checkers.
@@ -119,6 +128,7 @@ _HOMES = {
     "open_run": "raynn.run",
     "predict": "raynn.prediction",
     "train": "raynn.trainer",
+    "tune": "raynn.tuner",
 }
 
 

@@ -142,6 +142,7 @@ class SearchSettings(Settings):
         Field(description="grid: every combination of distributions with countable values"),
     ] = "optuna"
     scheduler: Literal["asha", "median", "none"] = "asha"
+    concurrent_trials: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     metric: Annotated[str, Field(description="<split>/<quantity>, of train or val")] = "val/loss"
     mode: Literal["auto", "min", "max"] = "auto"
     space: Annotated[dict[str, DistributionSettings], Field(min_length=1, description="dotted path: distribution")]

@@ -25,7 +25,10 @@ PLAIN = (  # these load neither torch nor ray, not even through what they import
     "resources",
     "stopping",
     "search",
+    "ledger",
+    "director",
     "progress",
+    "estimate",
     "generators",
     "mnist1d",
     "corpora",
@@ -94,6 +97,10 @@ ORDER = (
     "data",
     "worker",
     "trainer",
+    "outcome",
+    "trial",
+    "desk",
+    "tuner",
     "run",
     "image_quality",
     "prediction",
@@ -105,7 +112,7 @@ ORDER = (
     "cli",
     "__main__",
 )
-ROOMS = {"ray": {"cluster", "data", "worker", "trainer", "tuner", "submit"}, "wandb": {"tracking"}}
+ROOMS = {"ray": {"cluster", "data", "worker", "trainer", "trial", "desk", "tuner", "submit"}, "wandb": {"tracking"}}
 DRAWERS = {"utils", "util", "common", "base", "helpers", "helper", "manager", "engine", "misc"}
 MAX_LINES = 500
 
