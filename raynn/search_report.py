@@ -26,6 +26,7 @@ SYMBOLS = {
     "failed": "rect",
     "paused": "roundRect",
     "running": "pin",
+    "waiting": "circle",
 }
 WORDS = {
     "finished": "finished",
@@ -34,6 +35,7 @@ WORDS = {
     "failed": "failed",
     "paused": "paused",
     "running": "running",
+    "waiting": "waiting",
 }
 
 

@@ -34,6 +34,7 @@ from raynn.placement import place_shards
 from raynn.preparation import Driver, LocalDriver, Prepared, located, split_summary
 from raynn.preprocessing import Preprocessing
 from raynn.progress import ProgressLine, ProgressWriter
+from raynn.report import conclude
 from raynn.shards import as_arrays, build_shard
 from raynn.splits import TEST
 from raynn.tasks import build_model, checked, prepare_job, understand_job
@@ -235,6 +236,8 @@ class _Search:
         about = self._about(best, result)
         (self.folder / "job.best.yaml").write_text(best_job_text(job, best.settings, about))
         write_json(self.folder / "result.json", result)
+        if self.job.report:
+            conclude(self.folder, (lambda text: None) if self.quiet else _say)
         return self.folder
 
     def _about(self, best: Trial, result: dict[str, Any]) -> str:

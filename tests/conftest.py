@@ -25,6 +25,7 @@ def _to_itself() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("WANDB_MODE", "disabled")
+        patch.setenv("RAYNN_REPORT", "off")  # a tenth of a second a run; the tests of reports write theirs
         patch.delenv("RAY_ADDRESS", raising=False)
         yield
 
