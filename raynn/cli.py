@@ -229,11 +229,14 @@ def report(options: argparse.Namespace) -> tuple[Answer, str]:
 
 def watch(options: argparse.Namespace) -> tuple[Answer, str]:
     """A run or search as it goes on, until it has ended."""
-    from raynn.watch import plain_line
+    import os
+
     from raynn.watch import watch as watch_run
 
-    view = watch_run(options.run, sys.stderr if options.json or options.quiet else sys.stdout, every_s=options.every)
-    return view.result, plain_line(view)
+    with open(os.devnull, "w") as nowhere:
+        stream = nowhere if options.quiet else sys.stderr if options.json else sys.stdout
+        view = watch_run(options.run, stream, every_s=options.every)
+    return view.result, shlex.join(["next:", "raynn", "report", options.run])
 
 
 def schema(options: argparse.Namespace) -> tuple[Answer, str]:

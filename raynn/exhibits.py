@@ -119,15 +119,16 @@ def _forecasts(found: Inspection) -> Iterator[Chart]:
     if not found.forecasts:
         return
     assert found.times_NH is not None
+    assert found.series_N is not None
     time_NH = found.times_NH
     if all(time.endswith(" 00:00:00") for time in time_NH[:, 0]):
         time_NH = np.char.replace(time_NH, " 00:00:00", "")
     horizon = time_NH.shape[1]
     for forecast in found.forecasts[:MAX_TARGETS]:
         if horizon < SHORT_HORIZON:
-            yield _one_step_ahead(forecast, time_NH)
+            yield _one_step_ahead(forecast, time_NH, found.series_N)
         else:
-            yield from _windows(forecast, time_NH)
+            yield from _windows(forecast, time_NH, found.series_N)
     if horizon > 1:
         lines = [
             Line(forecast.target, forecast.rmse_H.tolist(), f"var({PALETTE[i % len(PALETTE)]})", i >= len(PALETTE))
@@ -140,10 +141,11 @@ def _forecasts(found: Inspection) -> Iterator[Chart]:
         yield histogram_chart(f"Errors of {forecast.target}", edges, counts, "forecast less actual", "var(--val)")
 
 
-def _one_step_ahead(forecast: ForecastFindings, time_NH: NDArray[np.str_]) -> Chart:
-    """The last stretch of a split, each step forecast from those before it."""
-    times, first = np.unique(time_NH[:, 0], return_index=True)
-    times, first = times[-STRETCH:], first[-STRETCH:]
+def _one_step_ahead(forecast: ForecastFindings, time_NH: NDArray[np.str_], series_N: NDArray[np.str_]) -> Chart:
+    """The last stretch of the first series of a split, each step forecast from those before it."""
+    own = np.flatnonzero(series_N == series_N[0])
+    times, first = np.unique(time_NH[own, 0], return_index=True)
+    times, first = times[-STRETCH:], own[first[-STRETCH:]]
     told = forecast.predicted_NH[first, 0]
     band = tuple((told + forecast.band_QH[q, 0]).tolist() for q in (0, 2))
     lines = [
@@ -151,7 +153,7 @@ def _one_step_ahead(forecast: ForecastFindings, time_NH: NDArray[np.str_]) -> Ch
         Line("forecast", told.tolist(), "var(--val)"),
     ]
     return lines_chart(
-        f"{forecast.target}, one step ahead",
+        f"{forecast.target}{_of(series_N[0])}, one step ahead",
         times.tolist(),
         lines,
         "",
@@ -164,13 +166,18 @@ def _one_step_ahead(forecast: ForecastFindings, time_NH: NDArray[np.str_]) -> Ch
     )
 
 
-def _windows(forecast: ForecastFindings, time_NH: NDArray[np.str_]) -> Iterator[Chart]:
+def _of(series: str) -> str:
+    return f" of {series}" if series else ""
+
+
+def _windows(forecast: ForecastFindings, time_NH: NDArray[np.str_], series_N: NDArray[np.str_]) -> Iterator[Chart]:
     """Some windows whole, with what came before them."""
     horizon = time_NH.shape[1]
-    times, first = np.unique(time_NH, return_index=True)
-    known = forecast.actual_NH.reshape(-1)[first]  # one series; of several, one of the values of that time
     band_QH = forecast.band_QH
     for n in _windows_to_show(forecast.rmse_N, time_NH[:, 0]):
+        own = series_N == series_N[n]
+        times, first = np.unique(time_NH[own], return_index=True)
+        known = forecast.actual_NH[own].reshape(-1)[first]
         start = int(np.searchsorted(times, time_NH[n, 0]))
         past = slice(max(0, start - min(PAST_STEPS, max(24, 3 * horizon))), start)
         blank: list[float | None] = [None] * (past.stop - past.start)
@@ -181,7 +188,7 @@ def _windows(forecast: ForecastFindings, time_NH: NDArray[np.str_]) -> Iterator[
         ]
         worst = "The worst window: " if n == int(forecast.rmse_N.argmax()) else ""
         yield lines_chart(
-            f"{forecast.target} from {time_NH[n, 0]}",
+            f"{forecast.target}{_of(series_N[n])} from {time_NH[n, 0]}",
             [*times[past].tolist(), *time_NH[n].tolist()],
             lines,
             "",

@@ -74,6 +74,7 @@ class Inspection:
     values: ValueFindings | None = None
     forecasts: list[ForecastFindings] = field(default_factory=list)
     times_NH: NDArray[np.str_] | None = None
+    series_N: NDArray[np.str_] | None = None  # whose windows they are
     tokens: TokenFindings | None = None
     texts: list[str] = field(default_factory=list)
     pictures: dict[str, bytes] = field(default_factory=dict)
@@ -306,6 +307,8 @@ def _forecast(found: Inspection, run: Run) -> None:
         actual, predicted = (named(what, spec.name, run.preprocessing) for what in ("actual", "prediction"))
         found.forecasts.append(ForecastFindings(spec.name, column(actual, float), column(predicted, float)))
     found.times_NH = column(str(settings.time), str)
+    one = np.full(len(found.times_NH), "")
+    found.series_N = column(settings.series, str)[:, 0] if settings.series is not None else one
     found.rows_of_splits = {found.split: len(found.times_NH)}
 
 
