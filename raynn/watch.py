@@ -7,6 +7,7 @@ plotting package would be a dependency.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 import time
@@ -216,7 +217,7 @@ def _cell(value: Any) -> str:
 
 def plot(curves: Sequence[tuple[Sequence[float | None], str]], columns: int, rows: int) -> list[str]:
     """Curves in Braille, each in its color, one x for each value; the ends of the y axis stand at the left."""
-    known = [y for values, _ in curves for y in values if y is not None and abs(y) < float("inf")]
+    known = [y for values, _ in curves for y in values if y is not None and math.isfinite(y)]
     if not known or columns < 2:
         return []
     low, high = min(known), max(known)
@@ -232,7 +233,7 @@ def plot(curves: Sequence[tuple[Sequence[float | None], str]], columns: int, row
             if a is None or (b is None and place > left):
                 continue
             y = a if b is None else a + (b - a) * (place - left)
-            if abs(y) == float("inf"):
+            if not math.isfinite(y):
                 continue
             dot = round((1 - (y - low) / span) * (4 * rows - 1))
             cells[dot // 4][x // 2] |= DOTS[x % 2][dot % 4]

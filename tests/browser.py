@@ -141,6 +141,15 @@ class Tab:
         for kind, (x, y) in (("mousePressed", start), ("mouseMoved", stop), ("mouseReleased", stop)):
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
 
+    def click(self, x: float, y: float) -> None:
+        """The left button at a place of the window."""
+        for kind in ("mousePressed", "mouseReleased"):
+            self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def close(self) -> None:
+        """Closes the tab."""
+        self.send("Page.close")
+
     def press(self, key: str) -> None:
         """A key, pressed and let go."""
         for kind in ("keyDown", "keyUp"):

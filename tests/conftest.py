@@ -93,7 +93,7 @@ def forecaster(garden: Path) -> Path:
     """A run that forecasts the height and the flow of the tide at two stations, twelve hours ahead."""
     pq.write_table(tides(240, ("Brest", "Aden")), garden / "tides.parquet")
     data = {"train": str(garden / "tides.parquet"), "target": ["height", "flow"], "time": "time", "series": "station"}
-    data |= {"features": ["height", "flow"], "window": 24, "horizon": 12, "test": 0.2}
+    data |= {"features": ["moon", "wind"], "window": 24, "horizon": 12, "test": 0.2}
     return _trained(garden, "tides", data)
 
 

@@ -7,7 +7,7 @@
   const trials = JSON.parse(document.getElementById("trial-data").textContent);
   const drawn = new Map(); // id -> ECharts instance
   let selected = null; // numbers of trials, or null for all
-  let printing = false;
+  let printing = false, before = "light";
 
   const number = (x) => {
     if (x === null || x === undefined || x === "-" || Number.isNaN(x)) return "–";
@@ -192,27 +192,31 @@
   let chosen = null;
   try { chosen = localStorage.getItem("raynn-theme"); } catch { /* a file opened without storage */ }
   const button = document.getElementById("theme");
-  function theme() {
-    const dark = !printing && (chosen ? chosen === "dark" : system.matches);
+  function theme(dark = chosen ? chosen === "dark" : system.matches) {
     root.dataset.theme = dark ? "dark" : "light";
     button.textContent = dark ? "Light" : "Dark";
     button.setAttribute("aria-pressed", String(dark));
     for (const [id, instance] of drawn) instance.setOption(option(charts[id]), true);
   }
   button.addEventListener("click", () => {
-    chosen = root.dataset.theme === "dark" ? "light" : "dark";
-    try { localStorage.setItem("raynn-theme", chosen); } catch { /* as above */ }
+    const dark = root.dataset.theme !== "dark";
+    chosen = dark === system.matches ? null : dark ? "dark" : "light"; // back to the system's: follow it again
+    try {
+      if (chosen) localStorage.setItem("raynn-theme", chosen);
+      else localStorage.removeItem("raynn-theme");
+    } catch { /* as above */ }
     theme();
   });
-  system.addEventListener("change", theme);
+  system.addEventListener("change", () => { if (!printing) theme(); });
   const sizes = new ResizeObserver((entries) => { if (!printing) for (const entry of entries) drawn.get(entry.target.id)?.resize(); });
   addEventListener("beforeprint", () => {
     printing = true;
+    before = root.dataset.theme;
     for (const id of Object.keys(charts)) draw(id);
-    theme();
+    theme(false); // paper is white
     for (const [id, instance] of drawn) instance.resize({ width: document.getElementById(id).closest(".wide") ? 660 : 310 });
   });
-  addEventListener("afterprint", () => { printing = false; theme(); for (const instance of drawn.values()) instance.resize({ width: "auto" }); });
+  addEventListener("afterprint", () => { printing = false; theme(before === "dark"); for (const instance of drawn.values()) instance.resize({ width: "auto" }); });
   document.getElementById("print").addEventListener("click", () => print());
 
   for (const element of document.querySelectorAll(".chart")) {
@@ -235,7 +239,6 @@
     for (const entry of entries) if (entry.isIntersecting) { draw(entry.target.id); near.unobserve(entry.target); }
   }, { rootMargin: "600px" });
   for (const element of document.querySelectorAll(".chart")) near.observe(element);
-  for (const element of document.querySelectorAll("details")) element.addEventListener("toggle", () => {});
   window.raynn = { charts, drawn, draw, get selected() { return selected; } };
   requestAnimationFrame(() => requestAnimationFrame(() => performance.mark("raynn-drawn")));
 })();
