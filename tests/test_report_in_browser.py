@@ -239,6 +239,19 @@ def test_a_trial_is_selected_by_keyboard_and_the_table_sorted(search: Path, brow
     tab.close()
 
 
+def test_what_waits_for_the_next_frame_is_on_paper_too(page: Path, browser: Browser) -> None:
+    """A browser prints what stands there when `beforeprint` returns."""
+    tab = browser.open(page)
+    sizes = tab.run(
+        "(() => { dispatchEvent(new Event('beforeprint')); const found = [...document.querySelectorAll('.chart svg')]"
+        ".map((e) => [e.getBBox().width, Number(e.getAttribute('width'))]); dispatchEvent(new Event('afterprint')); "
+        "return found; })()"
+    )
+    assert len(sizes) == tab.run("Object.keys(raynn.charts).length")
+    assert all(drawn <= width + 2 <= 660 for drawn, width in sizes), sizes
+    tab.close()
+
+
 @pytest.mark.slow  # half a minute with one core among many
 def test_five_hundred_trials_stay_usable(tmp_path: Path, browser: Browser) -> None:
     path = write_report(write_search(tmp_path, 500))

@@ -2,6 +2,7 @@
 // Draws the page's charts from the options in #chart-data, in the colors of the theme; on pages of searches, what is
 // selected in one chart or in the table is selected in all. Nothing is fetched.
 (() => {
+  const PAPER_PX = 660; // between the margins of the narrower of A4 and Letter, at 96 a inch
   const root = document.documentElement;
   const charts = JSON.parse(document.getElementById("chart-data").textContent);
   const trials = JSON.parse(document.getElementById("trial-data").textContent);
@@ -214,7 +215,11 @@
     before = root.dataset.theme;
     for (const id of Object.keys(charts)) draw(id);
     theme(false); // paper is white
-    for (const [id, instance] of drawn) instance.resize({ width: document.getElementById(id).closest(".wide") ? 660 : 310 });
+    for (const [id, instance] of drawn) {
+      const wide = document.getElementById(id).closest(".wide") !== null;
+      instance.resize({ width: wide ? PAPER_PX - 30 : PAPER_PX / 2 - 34 });
+      instance.getZr().flush(); // what waits for the next frame would not be on paper
+    }
   });
   addEventListener("afterprint", () => { printing = false; theme(before === "dark"); for (const instance of drawn.values()) instance.resize({ width: "auto" }); });
   document.getElementById("print").addEventListener("click", () => print());
