@@ -81,7 +81,7 @@ def axis(name: str, kind: str = "value", **more: Any) -> Option:
 
 
 def _grid(x_name: str = "", *, legend: bool = True) -> Option:
-    bottom = 30 if x_name else 12
+    bottom = 30 if x_name else 26
     return {"left": 54, "right": 28, "top": 34 if legend else 14, "bottom": bottom, "containLabel": False}
 
 

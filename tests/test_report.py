@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from searches import write_search
@@ -128,9 +130,7 @@ def test_class_figures_are_those_of_result_json(classifier: Path) -> None:
     assert found.classes.loss_N.mean() == pytest.approx(metrics["test/loss"], rel=1e-5)
     words = outline(run_page(found)).words
     assert f"accuracy {metrics['test/accuracy']:.4g}; shade" in words
-    assert f"test/accuracy {metrics['test/accuracy']:.4g}" in words.replace(
-        f"{metrics['test/accuracy']:.4g} test/accuracy", f"test/accuracy {metrics['test/accuracy']:.4g}"
-    )
+    assert f"{metrics['test/accuracy']:.4g} test/accuracy" in words
     assert sum(found.rows_of_splits.values()) == sum(map(sum, found.class_counts.values()))
 
 
@@ -165,7 +165,6 @@ def test_the_worst_errors_are_shown_with_their_rows(classifier: Path, regressor:
     assert found.values is not None
     errors = [abs(case.error) for case in found.worst]
     assert errors == sorted(np.abs(found.values.residual_N), reverse=True)[: len(errors)]
-    assert {"petals", "color"} <= {name for name, _ in found.worst[0].inputs} | {"petals", "color"}
     classes = inspect(classifier)
     assert classes.classes is not None
     wrong = int((classes.classes.predicted_N != classes.classes.actual_N).sum())
@@ -174,8 +173,6 @@ def test_the_worst_errors_are_shown_with_their_rows(classifier: Path, regressor:
 
 def test_the_inputs_of_an_error_are_those_of_its_row(regressor: Path) -> None:
     """Each case's actual value is the target of the row of the source that it names."""
-    import pyarrow.parquet as pq
-
     found = inspect(regressor)
     table = pq.read_table(Job.load(regressor / "job.yaml").data.train)
     for case in found.worst:
@@ -242,9 +239,10 @@ def test_bad_rows_and_markup_are_shown_as_text(moved: Path) -> None:
 
 def test_what_a_chart_says_cannot_end_its_script(tmp_path: Path) -> None:
     folder = write_search(tmp_path, 8)  # too few to rank settings, which takes a second
-    result = json.loads((folder / "result.json").read_text())
-    result["name"] = "</script><img src=x>"
-    (folder / "result.json").write_text(json.dumps(result))
+    table = pq.read_table(folder / "trials.parquet")
+    place = table.column_names.index("network.normalization")
+    bad = pa.array(["</script><img src=x>"] * len(table))
+    pq.write_table(table.set_column(place, "network.normalization", bad), folder / "trials.parquet")
     path = write_report(folder)
     assert "<img src=x>" not in path.read_text()
     Outline(path.read_text())

@@ -97,6 +97,7 @@ def test_plain_lines_until_the_run_has_ended(going: Path) -> None:
         while words not in stream.getvalue():
             assert time.monotonic() < until, stream.getvalue()
             time.sleep(0.005)
+        time.sleep(0.1)  # several looks at what has not changed
 
     wait_for("epoch 3")
     write_epoch(going, 4)
