@@ -12,9 +12,17 @@ data, worker, trainer, trial, desk and tuner, `wandb` in tracking alone.
     jobfile.py         a job file as text: YAML with lines and columns, and overrides
     metrics.py         what a run measures, and which way is better
     resources.py       workers, devices, memory: never changes the result
-    stopping.py        when to stop: pure rules over the history
-    search.py          what a search may vary
     ledger.py          a search's trials, and the journal they are kept in
+    race.py            what trials are compared by, and what a scheduler answers
+    halving.py         the best share goes on: ASHA, ASHA that promotes, HyperBand
+    median.py          what is worse than the median is cut
+    exploration.py     settings changed while a trial trains: which may be, and by how much
+    bandit.py          which settings to try next, by what others have gained
+    population.py      trials that take over each other's weights
+    schedulers.py      which trial goes on: all kinds in one table
+    search.py          what a search may vary
+    rules.py           what each stopping rule says of a curve
+    stopping.py        when to stop: a decision over the history
     director.py        what a search does next: a function of its ledger
     progress.py        one line of progress, drawn from the run folder
     estimate.py        how long a search will take
@@ -65,15 +73,20 @@ data, worker, trainer, trial, desk and tuner, `wandb` in tracking alone.
     shards.py          a worker's rows as tensors: on the GPU, in memory or on disk
     batches.py         which of them a batch holds, in which order
     checkpoint.py      the state to resume from, written whole or not at all
+    refit.py           how long to train anew on training and validation rows together
     loop.py            THE PAGE: a generator that yields one record per epoch
     training.py        one run on one worker, whoever started it
     placement.py       which rows a worker holds, and where
     cluster.py         the Ray cluster a command works on
     data.py            the same preparation, mapped over a cluster by Ray Data
     worker.py          what each Ray Train worker runs
+    outputs.py         what a run's network gives for encoded rows, and the columns of a prediction
+    forecasts.py       what it says of series: after their end, and of windows
+    documents.py       what it says of texts: how likely each is
     run.py             a run that has ended: open, evaluate, predict rows in memory
     image_quality.py   generated images against real ones, seen by a trained CNN
     prediction.py      a source predicted to a file, here or over Ray Data
+    scan.py            recurrent layers as a scan over their steps
     export.py          the network for other programs
     samples.py         new texts and images from a trained generator
     judgment.py        a generator's images, judged by a CNN of the same data

@@ -102,6 +102,7 @@ def train(options: argparse.Namespace) -> tuple[Answer, str]:
     lines = [
         f"{result['status']} after {result['epochs']} epochs: {result['stop_reason']}",
         f"best epoch {result['best_epoch']}: {_metrics_line(result['metrics'])}",
+        *_refitted(result),
         f"{result['parameters']:,} parameters, {result['workers']} worker{'s' if result['workers'] > 1 else ''}, "
         f"{result['examples_per_second']:,.0f} examples/s, first step after {result['seconds_to_first_step']:.1f} s, "
         f"{result['seconds']:.1f} s in all",
@@ -257,6 +258,16 @@ def list_all(options: argparse.Namespace) -> tuple[Answer, str]:
         width = max(len(name) for name in entries)
         blocks.append("\n".join([title, *(f"  {name:<{width}}  {text}" for name, text in entries.items())]))
     return answer, "\n\n".join(blocks)
+
+
+def _refitted(result: Mapping[str, Any]) -> list[str]:
+    """Which of the metrics are whose, of a run that was refitted."""
+    if "refit" not in result:
+        return []
+    return [
+        f"refitted on train and validation for {result['refit']['steps']} steps: test/ is of model/, val/ of "
+        "model-validated/"
+    ]
 
 
 def _metrics_line(metrics: Mapping[str, float | None]) -> str:

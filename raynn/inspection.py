@@ -27,9 +27,10 @@ from raynn.forecast import named
 from raynn.fragments import read_fragment
 from raynn.job import Job
 from raynn.objectives import token_losses
+from raynn.outputs import SPLITS, outputs_of
 from raynn.pictures import grid, png
 from raynn.preparation import Prepared, located
-from raynn.run import SPLITS, Run, open_run
+from raynn.run import Run, open_run
 from raynn.samples import draw_images, write_texts
 from raynn.shards import Shard
 from raynn.tasks import understand_job
@@ -192,6 +193,7 @@ def _predict(found: Inspection) -> None:
     prepared = run.prepared()
     found.rows_of_splits = {name: prepared.encoded.num_rows(split) for name, split in SPLITS.items()}
     found.split = "test" if found.rows_of_splits["test"] else "validation"
+    _check_held_out(found)
     shard = run.split_shard(prepared, found.split)
     device = next(run.model.parameters()).device
     for batch, key_B in evaluation_batches(shard, 2, device):
@@ -204,7 +206,7 @@ def _predict(found: Inspection) -> None:
     if found.task == "image_generation":
         _real_images(found, shard)
         return
-    found.logits_NK = run.outputs(shard)
+    found.logits_NK = outputs_of(run, shard)
     target_N = _target(shard)
     inputs = run.preprocessing.input_spec
     if inputs.classes is not None:
@@ -222,6 +224,18 @@ def _predict(found: Inspection) -> None:
         found.values = ValueFindings(actual_N, predicted_N)
         order = np.argsort(-np.abs(found.values.residual_N), kind="stable")[:NUM_WORST]
     found.worst = _cases(found, prepared, shard, order)
+
+
+def _check_held_out(found: Inspection) -> None:
+    """That the model has not trained on the rows that are to be shown.
+
+    Raises:
+        RunError: it has.
+    """
+    if found.split == "validation" and (found.folder / "model-validated").exists():
+        raise RunError(
+            "the run was refitted: its model has trained on the validation rows, and there is no test set to show"
+        )
 
 
 def _target(shard: Shard) -> NDArray[Any]:
@@ -297,6 +311,7 @@ def _forecast(found: Inspection, run: Run) -> None:
         tables, found.split = list(run.forecasts_of_split("test")), "test"
     except RunError:
         tables, found.split = list(run.forecasts_of_split("validation")), "validation"
+    _check_held_out(found)
     assert run.preprocessing.forecast is not None
     horizon = run.preprocessing.forecast.horizon
 

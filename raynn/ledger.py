@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,6 +66,7 @@ class Trial:
     changes: list[Change] = field(default_factory=list)
     status: Status = "waiting"
     reason: str = ""
+    left: list[Trial] = field(default_factory=list)  # what it was, each time that it took over another's weights
 
     @property
     def epochs(self) -> int:
@@ -190,6 +191,7 @@ class Ledger:
             trial.status, trial.reason = event["status"], event["reason"]
         elif kind == "exploit":
             donor = self.trials[event["donor"]]
+            trial.left.append(replace(trial, left=[]))
             trial.records = list(donor.records)
             trial.changes = [*donor.changes, Change(donor.epochs, event["settings"])]
             trial.settings = donor.settings

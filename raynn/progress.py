@@ -86,6 +86,8 @@ def describe(state: dict[str, Any]) -> str:
             f"epoch {state['epochs_done'] + 1}/{state['max_epochs']}",
             f"step {state['step']}/{state['steps_per_epoch']}",
         ]
+    if state.get("refit"):
+        parts[0] = f"refit {parts[0]}"
     parts += [f"{key} {value:.4g}" for key, value in state["metrics"].items()]
     if state["examples_per_second"]:
         parts.append(f"{state['examples_per_second']:,.0f} examples/s")

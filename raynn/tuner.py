@@ -34,7 +34,9 @@ from raynn.placement import place_shards
 from raynn.preparation import Driver, LocalDriver, Prepared, located, split_summary
 from raynn.preprocessing import Preprocessing
 from raynn.progress import ProgressLine, ProgressWriter
+from raynn.race import Race
 from raynn.report import conclude
+from raynn.schedulers import scheduler_of, written_out
 from raynn.shards import as_arrays, build_shard
 from raynn.splits import TEST
 from raynn.tasks import build_model, checked, prepare_job, understand_job
@@ -144,10 +146,9 @@ class _Search:
         """What an epoch takes, tried for a few steps here with the job's own settings; how long that makes the search
         is said, and noted in the ledger.
         """
-        scheduler, max_epochs = self.settings.scheduler, self.job.optimization.max_epochs
-        kind = getattr(scheduler, "kind", str(scheduler))
+        scheduler, max_epochs = written_out(self.settings.scheduler), self.job.optimization.max_epochs
         grace = getattr(scheduler, "grace_period", 1)
-        epochs = expected_epochs(max_epochs, kind, grace, getattr(scheduler, "reduction_factor", 4))
+        epochs = expected_epochs(max_epochs, scheduler.kind, grace, getattr(scheduler, "reduction_factor", 3))
         noted = self.ledger.facts.get("epoch_s")
         if isinstance(noted, float):
             return Pace(noted, epochs)
@@ -303,28 +304,17 @@ def director_of(job: Job, ledger: Ledger, slots: Slots) -> Director:
     settings = job.search
     assert settings is not None
     import random as _r
-    from raynn.director import Limits as L
 
     def suggest(number, trials):
+        from raynn.exploration import drawn
+
         g = _r.Random(number)
-        return {"regularization.dropout": g.random() * 0.6, "regularization.weight_decay": 10 ** g.uniform(-5, -1)}, {}
+        return {k: drawn(v, g.random()) for k, v in settings.space.items()}, {}
 
-    class S:
-        def decide(self, t, ts):
-            from raynn.ledger import Verdict
-
-            return Verdict("go_on")
-
-        def resume(self, ts):
-            return None
-
-        def wants_new(self, ts):
-            return True
-
-        def retire(self, ts):
-            return []
-
-    return Director(ledger, suggest, S(), L(settings.trials, 3, slots.concurrent), settings.metric, settings.direction)
+    race = Race(settings.metric, settings.direction, job.optimization.max_epochs)
+    scheduler = scheduler_of(settings.scheduler, race, settings.trials, 0, settings.space)
+    limits = Limits(settings.trials, 3, slots.concurrent)
+    return Director(ledger, suggest, scheduler, limits, settings.metric, settings.direction)
 
 
 def probe(job: Job, preprocessing: Preprocessing, shards: Shards) -> float:

@@ -229,6 +229,15 @@ def test_large_sources_are_left_alone(classifier: Path) -> None:
     assert inspect(classifier, max_bytes=size).classes is not None
 
 
+def test_rows_that_a_refit_trained_on_are_not_shown_as_held_out(regressor: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "refitted"
+    shutil.copytree(regressor, folder)
+    (folder / "model-validated").mkdir()
+    found = inspect(folder)
+    assert "its model has trained on the validation rows, and there is no test set to show" in found.missing[0]
+    assert found.values is None
+
+
 def test_bad_rows_and_markup_are_shown_as_text(moved: Path) -> None:
     bad = {"file": "a.csv", "row": 3, "column": "<b>", "reason": "</script><script>alert(1)</script>"}
     (moved / "bad_rows.jsonl").write_text(json.dumps(bad) + "\n")
