@@ -104,7 +104,9 @@ def _best(search: Search) -> str:
     if best is None:
         return '<p class="lead">No trial has a value yet.</p>'
     settings = html.table(("setting", "value"), [(k, _plain(v)) for k, v in best.settings.items()])
-    metrics = html.table(("metric", "value"), [(k, v) for k, v in best.metrics.items() if v is not None])
+    told = search.result.get("best") or {}  # which has test figures, too
+    figures = told.get("metrics") or {} if told.get("number") == best.number else best.metrics
+    metrics = html.table(("metric", "value"), [(k, v) for k, v in figures.items() if v is not None])
     parts = [html.card(settings, f"Trial {best.number}, {WORDS.get(best.status, best.status)}", wide=False)]
     parts.append(html.card(metrics, f"Its best epoch, {best.best_epoch} of {best.epochs}", wide=False))
     repeats = search.result.get("repeats")
