@@ -2,7 +2,7 @@
 
 Apache ECharts 6.1.0 (`browser/echarts.min.js`, as in its npm package, Apache-2.0) draws. It was weighed against others,
 2026-11: plotly.js, 4.8 MB a page against 1.1 MB, draws parallel coordinates by WebGL, which paper and machines without
-a GPU lack; Bokeh, 1.0 MB, has none, and makes a Python model for each figure; Vega-Lite, 0.9 MB, cannot brush their
+a GPU lack; Bokeh, 1.3 MB, has none, and makes a Python model for each figure; Vega-Lite, 0.9 MB, cannot brush their
 axes, and comes in a package of 33 MB. ECharts has parallel coordinates that can be brushed, draws SVG, which prints,
 describes its charts to screen readers, and is the Apache Foundation's. No package on PyPI that is kept up carries the
 file, so it lies here as it was published.
