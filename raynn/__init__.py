@@ -57,6 +57,12 @@ data, worker, trainer, trial, desk and tuner, `wandb` in sweeps and dashboard.
     forecast.py        which steps are to be predicted from which, as tables
     lanes.py           which rows a global batch holds, whatever the number of workers
     pictures.py        pictures as PNG files
+    charts.py          charts as options of Apache ECharts
+    page.py            one HTML file that needs no network
+    importance.py      which settings of a search mattered, and how sure that is
+    trial_table.py     the trials of a search, read from its folder
+    search_report.py   the report of a search
+    watch.py           a run or search seen in the terminal while it goes on
     randomness.py      random numbers as a function of seed, epoch, row and place
     collectives.py     what the workers of one run do together
     regularization.py  every knob against overfitting, in one table for all networks
@@ -78,11 +84,6 @@ data, worker, trainer, trial, desk and tuner, `wandb` in sweeps and dashboard.
     cluster.py         the Ray cluster a command works on
     data.py            the same preparation, mapped over a cluster by Ray Data
     worker.py          what each Ray Train worker runs
-    trainer.py         one job, trained: in this process or by Ray Train
-    outcome.py         what a search leaves: a table, the best job, whether it was luck
-    trial.py           what a Tune actor runs, one trial after another
-    desk.py            where Ray Tune meets the director
-    tuner.py           many jobs: a search, from its job file to a model
     outputs.py         what a run's network gives for encoded rows, and the columns of a prediction
     forecasts.py       what it says of series: after their end, and of windows
     documents.py       what it says of texts: how likely each is
@@ -93,6 +94,20 @@ data, worker, trainer, trial, desk and tuner, `wandb` in sweeps and dashboard.
     export.py          the network for other programs
     samples.py         new texts and images from a trained generator
     judgment.py        a generator's images, judged by a CNN of the same data
+    findings.py        confusion, ROC, calibration, residuals, bands
+    anatomy.py         a network layer by layer, and its first filters
+    inspection.py      a run looked at for its report
+    gallery.py         what mirrors show of a model at its end
+    sync.py            the process that mirrors a run folder, and the command that sends what is left
+    exhibits.py        what a run's predictions look like
+    run_report.py      the report of a run
+    card.py            README.md of a run, as model hubs read it
+    report.py          what a run leaves for people: report.html, and the card
+    trainer.py         one job, trained: in this process or by Ray Train
+    outcome.py         what a search leaves: a table, the best job, whether it was luck
+    trial.py           what a Tune actor runs, one trial after another
+    desk.py            where Ray Tune meets the director
+    tuner.py           many jobs: a search, from its job file to a model
     check.py           what a machine, a job and raynn itself hold, said before training
     cli.py             the commands
 """

@@ -253,6 +253,26 @@ def check(options: argparse.Namespace) -> tuple[Answer, str]:
     return answer, "\n".join(lines)
 
 
+def report(options: argparse.Namespace) -> tuple[Answer, str]:
+    """RUN/report.html: one file that any browser shows, offline."""
+    from raynn.report import write_report
+
+    path = write_report(options.run)
+    return {"run": options.run, "report": str(path)}, f"{path}: open it in a browser"
+
+
+def watch(options: argparse.Namespace) -> tuple[Answer, str]:
+    """A run or search as it goes on, until it has ended."""
+    import os
+
+    from raynn.watch import watch as watch_run
+
+    with open(os.devnull, "w") as nowhere:
+        stream = nowhere if options.quiet else sys.stderr if options.json else sys.stdout
+        view = watch_run(options.run, stream, every_s=options.every)
+    return view.result, shlex.join(["next:", "raynn", "report", options.run])
+
+
 def schema(options: argparse.Namespace) -> tuple[Answer, str]:
     """JSON Schema of a job file."""
     from raynn.job import Job
@@ -350,6 +370,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--class", dest="classes", action="append", metavar="LABEL", help="of the images; may be repeated")
     sub.add_argument("--steps", type=_count, help="of the images' sampler")
     sub.add_argument("--guidance", type=float, help="how strongly a class is asked for")
+<<<<<<< HEAD
     sub = add("sync", sync)
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("--project", metavar="NAME", help="default: the job's")
@@ -357,6 +378,13 @@ def _parser() -> argparse.ArgumentParser:
     # how a command starts the process beside it
     sub.add_argument("--follow", action="store_true", help=argparse.SUPPRESS)
     sub.add_argument("--online", action="store_true", help=argparse.SUPPRESS)
+=======
+    sub = add("report", report)
+    sub.add_argument("run", metavar="RUN")
+    sub = add("watch", watch)
+    sub.add_argument("run", metavar="RUN", help="a run folder, or its URL")
+    sub.add_argument("--every", type=float, default=1.0, metavar="SECONDS", help="between two looks; default: 1")
+>>>>>>> report
     sub = add("export", export)
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("--format", required=True, choices=("onnx", "torch_export"))

@@ -38,7 +38,7 @@ from raynn.stopping import EarlyStoppingSettings, monitors, rule_problems, unuse
 from raynn.tracking import TrackingSettings
 
 # Sections and keys that say where and how a job runs, not what comes out.
-NOT_THE_RESULT = ("name", "resources", "tracking", "storage", "resume", "search")
+NOT_THE_RESULT = ("name", "resources", "tracking", "report", "storage", "resume", "search")
 
 # What a search may not vary, and why; of a whole section, or of one key.
 _SAME_ROWS = "every trial is scored on the same rows and the same target"
@@ -98,6 +98,7 @@ class Job(Settings):
         tuple[ChangeSettings, ...], Field(description="settings that change during training, as a search found them")
     ] = ()
     tracking: TrackingSettings = TrackingSettings()
+    report: Annotated[bool, Field(description="write report.html and README.md, the model's card, at the end")] = True
     storage: Annotated[str, Field(min_length=1, description="folder or URL that run folders go to")] = "runs"
     resume: Annotated[bool, Field(description="continue the run of this name instead of starting another")] = False
 

@@ -35,6 +35,7 @@ from raynn.preparation import Driver, LocalDriver, Prepared, located, split_summ
 from raynn.preprocessing import Preprocessing
 from raynn.progress import ProgressLine, ProgressWriter
 from raynn.race import Race
+from raynn.report import conclude
 from raynn.schedulers import scheduler_of, written_out
 from raynn.shards import as_arrays, build_shard
 from raynn.splits import TEST
@@ -239,6 +240,8 @@ class _Search:
         about = self._about(best, result)
         (self.folder / "job.best.yaml").write_text(best_job_text(job, best.settings, about))
         write_json(self.folder / "result.json", result)
+        if self.job.report:
+            conclude(self.folder, (lambda text: None) if self.quiet else _say)
         return self.folder
 
     def _about(self, best: Trial, result: dict[str, Any]) -> str:

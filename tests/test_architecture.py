@@ -68,6 +68,12 @@ PLAIN = (  # these load neither torch nor ray, not even through what they import
     "forecast",
     "lanes",
     "pictures",
+    "charts",
+    "page",
+    "importance",
+    "trial_table",
+    "search_report",
+    "watch",
 )
 ORDER = (
     *PLAIN,
@@ -109,11 +115,6 @@ ORDER = (
     "cluster",
     "data",
     "worker",
-    "trainer",
-    "outcome",
-    "trial",
-    "desk",
-    "tuner",
     "outputs",
     "forecasts",
     "documents",
@@ -124,12 +125,29 @@ ORDER = (
     "export",
     "samples",
     "judgment",
+    "findings",
+    "anatomy",
+    "inspection",
+    "gallery",
+    "sync",
+    "exhibits",
+    "run_report",
+    "card",
+    "report",
+    "trainer",
+    "outcome",
+    "trial",
+    "desk",
+    "tuner",
     "check",
     "",  # raynn/__init__.py, the public names
     "cli",
     "__main__",
 )
-ROOMS = {"ray": {"cluster", "data", "worker", "trainer", "trial", "desk", "tuner", "submit"}, "wandb": {"sweeps", "dashboard"}}
+ROOMS = {
+    "ray": {"cluster", "data", "worker", "trainer", "trial", "desk", "tuner", "submit"},
+    "wandb": {"sweeps", "dashboard"},
+}
 DRAWERS = {"utils", "util", "common", "base", "helpers", "helper", "manager", "engine", "misc"}
 MAX_LINES = 500
 
