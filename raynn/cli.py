@@ -370,7 +370,6 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--class", dest="classes", action="append", metavar="LABEL", help="of the images; may be repeated")
     sub.add_argument("--steps", type=_count, help="of the images' sampler")
     sub.add_argument("--guidance", type=float, help="how strongly a class is asked for")
-<<<<<<< HEAD
     sub = add("sync", sync)
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("--project", metavar="NAME", help="default: the job's")
@@ -378,13 +377,11 @@ def _parser() -> argparse.ArgumentParser:
     # how a command starts the process beside it
     sub.add_argument("--follow", action="store_true", help=argparse.SUPPRESS)
     sub.add_argument("--online", action="store_true", help=argparse.SUPPRESS)
-=======
     sub = add("report", report)
     sub.add_argument("run", metavar="RUN")
     sub = add("watch", watch)
     sub.add_argument("run", metavar="RUN", help="a run folder, or its URL")
     sub.add_argument("--every", type=float, default=1.0, metavar="SECONDS", help="between two looks; default: 1")
->>>>>>> report
     sub = add("export", export)
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("--format", required=True, choices=("onnx", "torch_export"))

@@ -143,13 +143,15 @@ class Dashboard:
         import wandb
 
         wandb_run, epochs, _ = self.open[run.folder]
+        if self.settings.log_model and run.state == "ended" and (run.folder / "model").exists():
+            artifact = wandb.Artifact(f"{run.name}-model", type="model", metadata=dict(run.summary))
+            artifact.add_dir(str(run.folder / "model"))
+            artifact = wandb_run.log_artifact(artifact)
+            if self.mode == "online":
+                artifact.wait()  # raises where it did not arrive
         if shown := _shown(media):
             wandb_run.log(shown | {"epoch": epochs}, commit=True)  # a row of its own: the last epoch's has been sent
         wandb_run.summary.update(dict(run.summary))
-        if self.settings.log_model and (run.folder / "model").exists():
-            artifact = wandb.Artifact(f"{run.name}-model", type="model", metadata=dict(run.summary))
-            artifact.add_dir(str(run.folder / "model"))
-            wandb_run.log_artifact(artifact)
         wandb_run.finish(exit_code=0 if run.state in ("ended", "paused") else 1)
         del self.open[run.folder]
         if self.mode == "offline":
@@ -195,4 +197,3 @@ def _shown(media: Media) -> dict[str, Any]:
     if media.texts:
         row["media/texts"] = wandb.Table(columns=["text"], data=[[text] for text in media.texts])
     return row
-

@@ -70,9 +70,7 @@ class TensorBoard:
         writer, known = self.open[run.folder]
         for record in run.records[known:]:
             values = [Summary.Value(tag=key, simple_value=value) for key, value in numbers(record).items()]
-            writer.add_event(
-                Event(wall_time=time.time(), step=int(record["epoch"]), summary=Summary(value=values))
-            )
+            writer.add_event(Event(wall_time=time.time(), step=int(record["epoch"]), summary=Summary(value=values)))
         self.open[run.folder] = writer, len(run.records)
         if run.state == "ended":
             for title, content in media().images.items():
@@ -87,10 +85,10 @@ class TensorBoard:
 
 def _hyperparameters(run: Tracked) -> Any:
     """For TensorBoard's own table of settings."""
-    from tensorboard.plugins.hparams import summary
+    from tensorboard.plugins.hparams import summary_v2
 
     plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in run.settings.items()}
-    return summary.session_start_pb(plain)
+    return summary_v2.hparams_pb(plain)
 
 
 class Mlflow:

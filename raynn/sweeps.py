@@ -126,7 +126,7 @@ def arrive(folder: Path, settings: WandbSettings, before: SweepState) -> SweepSt
     if sweep is None:
         config = sweep_config(plan, "raynn chooses the settings; see report.html in the search's folder")
         sweep = wandb.sweep(config, entity=settings.entity, project=settings.project)
-        site = wandb.Api().client.app_url.rstrip("/") if hasattr(wandb.Api(), "client") else ""
+        site = wandb.util.app_url(wandb.Api().settings["base_url"])
         url = f"{site}/{entity}/{settings.project}/sweeps/{sweep}"
     if before.view is not None:
         return SweepState(sweep, url, before.view)
@@ -152,7 +152,7 @@ class _Whole(str):
     writes config:a.value.b, where the key a.b is config:a.b.value.
     """
 
-    def split(self, *_: Any) -> list[str]:  # type: ignore[override]
+    def split(self, *_: Any) -> list[str]:
         return [str(self)]
 
 

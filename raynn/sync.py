@@ -236,7 +236,7 @@ class Seen:
         return lambda: self._looked_at(run)
 
     def _looked_at(self, run: Tracked) -> Media:
-        if run.kind != "train" or run.state != "ended":
+        if run.kind != "train" or run.state != "ended" or not (run.folder / "model").exists():
             return Media()
         with self.lock:
             if run.folder not in self.media:

@@ -237,7 +237,7 @@ def told(folder: Path, settings: TrackingSettings) -> tuple[list[str], bool]:
     lines += [f"W&B: {state[key]}" for key in ("url", "view", "view_problem") if state.get(key)]
     runs, sent = state.get("runs"), state.get("sent", 0)
     if runs is None or sent < runs:
-        what = "nothing was sent" if not sent else f"{runs - sent} of {runs} runs are not sent whole"
+        what = "nothing was sent whole" if not sent else f"{runs - sent} of {runs} runs are not sent whole"
         reason = state.get("problem") or _last_word(folder, "W&B") or "the server did not answer in time"
         return [*lines, f"W&B: {what} ({reason}); all of it is kept"], True
     return lines, left
