@@ -166,8 +166,14 @@ def sync(options: argparse.Namespace) -> tuple[Answer, str]:
     from raynn.sync import sync as sync_run
 
     if options.follow:
-        follow(Path(options.run), online=options.online, project=options.project, entity=options.entity)
-    state = sync_run(options.run, project=options.project, entity=options.entity)
+        follow(
+            Path(options.run),
+            online=options.online,
+            project=options.project,
+            entity=options.entity,
+            wait_s=options.wait,
+        )
+    state = sync_run(options.run, project=options.project, entity=options.entity, wait_s=options.wait)
     lines = [f"W&B: {state[key]}" for key in ("url", "view", "view_problem") if state.get(key)]
     sent = f"{state.get('sent', 0)} of {state.get('runs', 0)} runs are in W&B whole"
     return {"run": options.run} | state, "\n".join([*lines, f"{options.run}; {sent}"])
@@ -374,6 +380,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("--project", metavar="NAME", help="default: the job's")
     sub.add_argument("--entity", metavar="NAME", help="user or team; default: the job's, or the key's own")
+    sub.add_argument(
+        "--wait", type=float, default=60.0, metavar="SECONDS", help="while nothing arrives there; default: 60"
+    )
     # how a command starts the process beside it
     sub.add_argument("--follow", action="store_true", help=argparse.SUPPRESS)
     sub.add_argument("--online", action="store_true", help=argparse.SUPPRESS)

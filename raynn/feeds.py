@@ -85,7 +85,7 @@ def dotted(section: Mapping[str, Any], prefix: str = "") -> Values:
     """Nested settings by their dotted paths."""
     flat: Values = {}
     for name, value in section.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict):  # an empty one sets nothing
             flat |= dotted(value, f"{prefix}{name}.")
         else:
             flat[f"{prefix}{name}"] = value

@@ -30,18 +30,20 @@ RUNS_AT_A_TIME = 8
 LOCK = "mirrors.lock"
 LOCK_TIMEOUT_S = 20.0  # a process that was left alone by a killed command ends by itself
 NICENESS = 10  # training has the processors first
-SYNC_WAIT_S = 60.0
 
 Errand = tuple[int, Path]  # a mirror by its place, and a run
 
 
-def sync(run: str | Path, *, project: str | None = None, entity: str | None = None) -> dict[str, Any]:
+def sync(
+    run: str | Path, *, project: str | None = None, entity: str | None = None, wait_s: float = 60.0
+) -> dict[str, Any]:
     """Sends a run, or a search as a sweep with its trials, to W&B; what is there already is not sent again.
 
     Args:
         run: the folder of a run or a search; one whose job says nothing of W&B goes to the project raynn.
         project: another one than the job's.
         entity: another one than the job's.
+        wait_s: how long to go on while nothing arrives there.
 
     Returns:
         what `wandb.json` of the folder says: url, sent, runs, of a search sweep and view.
@@ -51,13 +53,13 @@ def sync(run: str | Path, *, project: str | None = None, entity: str | None = No
         TrainingError: the server did not take it all; what has arrived stays, and it may be tried again.
     """
     folder = check_run(Path(run)).resolve()
-    settings = _to_sync(read_tracking(folder))
+    settings = _to_sync(read_tracking(folder), wait_s)
     if settings.wandb is not None and not has_key():
         raise RunError(
             "there is no key for W&B: set WANDB_API_KEY in the environment, or run `wandb login`, and try again"
         )
     chosen = [f"--{key}={value}" for key, value in (("project", project), ("entity", entity)) if value]
-    with Mirroring(folder, settings, ["--online", *chosen]):
+    with Mirroring(folder, settings, [f"--wait={wait_s}", "--online", *chosen]):
         pass
     state = read_state(folder)
     if settings.wandb is None:
@@ -72,7 +74,7 @@ def sync(run: str | Path, *, project: str | None = None, entity: str | None = No
 
 
 def follow(
-    folder: Path, *, online: bool = False, project: str | None = None, entity: str | None = None
+    folder: Path, *, online: bool, project: str | None, entity: str | None, wait_s: float
 ) -> None:  # pragma: no cover - a process of its own
     """What the process does: mirrors until its standard input ends and nothing is left, or nothing gets through.
 
@@ -81,13 +83,14 @@ def follow(
         online: W&B alone, whatever the job says.
         project: another one than the job's.
         entity: another one than the job's.
+        wait_s: how long to go on while nothing arrives, where that is not for the job to say.
     """
     os.nice(NICENESS)
     # W&B's own reports of its own defects, and its word on the terminal
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     os.environ["WANDB_SILENT"] = "true"
     settings = read_tracking(folder)
-    settings = _to_sync(settings) if online else settings
+    settings = _to_sync(settings, wait_s) if online else settings
     if settings.wandb is not None:
         chosen = {key: value for key, value in (("project", project), ("entity", entity)) if value}
         settings = settings.model_copy(update={"wandb": settings.wandb.model_copy(update=chosen)})
@@ -109,12 +112,12 @@ def read_tracking(folder: Path) -> TrackingSettings:
     return TrackingSettings.model_validate_json(section)
 
 
-def _to_sync(settings: TrackingSettings) -> TrackingSettings:
+def _to_sync(settings: TrackingSettings, wait_s: float) -> TrackingSettings:
     """W&B online, unless the job wants MLflow alone; event files are as they were left."""
     wandb = settings.wandb
     if wandb is not None or settings.mlflow is None:
         wandb = wandb or WandbSettings()
-        wandb = wandb.model_copy(update={"mode": "online", "wait_s": max(wandb.wait_s, SYNC_WAIT_S)})
+        wandb = wandb.model_copy(update={"mode": "online", "wait_s": wait_s})
     return settings.model_copy(update={"wandb": wandb, "tensorboard": False})
 
 

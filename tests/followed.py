@@ -18,7 +18,11 @@ SPACE = {"regularization.dropout": {"uniform": [0.0, 0.5]}, "optimization.learni
 
 def job(**parts: Any) -> Job:
     """A job whose data need not exist."""
-    content = {"data": {"train": "f.csv", "target": "kind"}, "network": {"kind": "feedforward"}, "task": "classification"}
+    content = {
+        "data": {"train": "f.csv", "target": "kind"},
+        "network": {"kind": "feedforward"},
+        "task": "classification",
+    }
     return Job.from_dict(content | parts)
 
 

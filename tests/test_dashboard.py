@@ -33,6 +33,7 @@ def server(monkeypatch: pytest.MonkeyPatch, keyless: None) -> Iterator[WandbServ
     with WandbServer() as server:
         monkeypatch.setenv("WANDB_API_KEY", KEY)
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL", "0.2")  # s; the client's own is 15
         yield server
         assert server.unknown == []
 
@@ -158,7 +159,9 @@ def test_a_search_is_a_sweep_from_its_first_trial_on(server: WandbServer, tmp_pa
         for trial in trials:
             search.train(trial, 1, 2, "pause")
         until(lambda: sum(served.complete for served in server.runs.values()) == 2)
-        search.ledger.exploit(trials[1], trials[0], {"regularization.dropout": 0.15, "optimization.learning_rate": 0.02})
+        search.ledger.exploit(
+            trials[1], trials[0], {"regularization.dropout": 0.15, "optimization.learning_rate": 0.02}
+        )
         for trial in trials:
             search.ledger.become(trial, "running")
             search.train(trial, 3, 4, "cut")
@@ -175,9 +178,7 @@ def test_a_search_is_a_sweep_from_its_first_trial_on(server: WandbServer, tmp_pa
     assert read_state(search.folder)["view"].startswith(f"{server.url}/gardener/garden?nw=")
 
 
-def test_a_server_that_never_answers_takes_nothing_but_its_time(
-    server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_never_answers_takes_nothing_but_its_time(server: WandbServer, tmp_path: Path) -> None:
     server.stop()
     run = RunFolder(tmp_path / "a", {"wandb": {"wait_s": 0.5}})
     with Mirroring(run.folder, run.job.tracking):
@@ -186,9 +187,8 @@ def test_a_server_that_never_answers_takes_nothing_but_its_time(
     lines, left = told(run.folder, run.job.tracking)
     assert left
     assert lines == ["W&B: nothing was sent whole (the server did not answer in time); all of it is kept"]
-    monkeypatch.setattr("raynn.sync.SYNC_WAIT_S", 0.5)
     with pytest.raises(TrainingError, match=r"1 of 1 runs are not sent whole: .*; all of it is kept: try `raynn sync"):
-        sync(run.folder)
+        sync(run.folder, wait_s=0.5)
 
 
 def test_the_key_is_in_the_environment_alone(server: WandbServer, tmp_path: Path) -> None:
@@ -199,11 +199,11 @@ def test_the_key_is_in_the_environment_alone(server: WandbServer, tmp_path: Path
         assert mirroring.process is not None
         family = descendants(os.getpid())
         assert mirroring.process.pid in family
-        assert len(family) >= 3  # the mirror, the client's own core, and what it may start
-        told_to = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in family if Path(f"/proc/{pid}").exists()]
+        told_to = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in family]
+        assert any(b"wandb-core" in words for words in told_to)
         run.end()
     assert [words for words in told_to if KEY.encode() in words] == []
-    assert KEY.encode() in str(server.headers).encode() or any("Authorization" in h for h in server.headers)
+    assert all(headers["Authorization"] for headers in server.headers)  # the server was given it
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 8
     assert [path for path in files if KEY.encode() in path.read_bytes()] == []

@@ -85,4 +85,6 @@ def read_run(path: Path) -> KeptRun:
 
 
 def _items(items: Any) -> dict[str, Any]:
-    return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items if item.key != "_wandb"}
+    return {
+        item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items if item.key != "_wandb"
+    }

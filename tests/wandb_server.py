@@ -106,6 +106,9 @@ class WandbServer:
     def _Viewer(self, given: dict[str, Any]) -> dict[str, Any]:
         return {"viewer": {"id": "v", "entity": ENTITY, "username": ENTITY, "flags": "{}", "teams": {"edges": []}}}
 
+    def _GetDefaultEntity(self, given: dict[str, Any]) -> dict[str, Any]:
+        return {"viewer": {"id": "v", "entity": ENTITY}}
+
     def _RunResumeStatus(self, given: dict[str, Any]) -> dict[str, Any]:
         run = self.runs.get(given["name"])
         if run is None:
@@ -162,7 +165,11 @@ class WandbServer:
 
     def _CreateArtifact(self, given: dict[str, Any]) -> dict[str, Any]:
         self.artifacts.append(given["input"])
-        artifact = {"id": f"a{len(self.artifacts) - 1}", "state": "PENDING", "artifactSequence": {"latestArtifact": None}}
+        artifact = {
+            "id": f"a{len(self.artifacts) - 1}",
+            "state": "PENDING",
+            "artifactSequence": {"latestArtifact": None},
+        }
         return {"createArtifact": {"artifact": artifact}}
 
     def _CreateArtifactManifest(self, given: dict[str, Any]) -> dict[str, Any]:
