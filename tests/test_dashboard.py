@@ -33,7 +33,6 @@ def server(monkeypatch: pytest.MonkeyPatch, keyless: None) -> Iterator[WandbServ
     with WandbServer() as server:
         monkeypatch.setenv("WANDB_API_KEY", KEY)
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
-        monkeypatch.setenv("WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL", "0.2")  # s; the client's own is 15
         yield server
         assert server.unknown == []
 
@@ -104,6 +103,7 @@ def test_offline_a_search_keeps_every_trial_and_syncs_as_a_sweep_with_its_dashbo
         assert [operation for operation in server.asked[asked:] if operation != "Viewer"] == []
 
 
+@pytest.mark.slow  # the client sends a live history every 15 s
 def test_a_server_that_is_killed_and_comes_back_has_it_all(server: WandbServer, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "a", WANDB)
     with Mirroring(run.folder, run.job.tracking):
@@ -124,6 +124,7 @@ def test_a_server_that_is_killed_and_comes_back_has_it_all(server: WandbServer, 
     assert (lines, left) == ([f"W&B: {server.url}/gardener/garden/runs/{served.name}"], False)
 
 
+@pytest.mark.slow  # the client sends a live history every 15 s
 def test_an_outage_holds_the_end_up_for_its_time_and_sync_appends_what_is_missing(
     server: WandbServer, tmp_path: Path
 ) -> None:
@@ -195,7 +196,7 @@ def test_the_key_is_in_the_environment_alone(server: WandbServer, tmp_path: Path
     run = RunFolder(tmp_path / "a", WANDB)
     with Mirroring(run.folder, run.job.tracking) as mirroring:
         run.train(1, 2)
-        until(lambda: any(len(served.lines) == 2 for served in server.runs.values()))
+        until(lambda: bool(server.runs))
         assert mirroring.process is not None
         family = descendants(os.getpid())
         assert mirroring.process.pid in family

@@ -1,7 +1,7 @@
 """Reads the file that W&B's client keeps of an offline run: a LevelDB log of protobuf records.
 
-Seven bytes of header, `:W&B` first; then blocks of 32 KiB of chunks: CRC (4 bytes), length (2), kind (1: whole, 2: first,
-3: middle, 4: last part of a record), data. https://github.com/google/leveldb/blob/main/doc/log_format.md
+Seven bytes of header, `:W&B` first; then blocks of 32 KiB of chunks: CRC (4 bytes), length (2), kind (1: whole, 2:
+first, 3: middle, 4: last part of a record), data. https://github.com/google/leveldb/blob/main/doc/log_format.md
 """
 
 from __future__ import annotations
