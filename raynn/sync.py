@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from raynn.errors import RunError, TrainingError
-from raynn.feeds import Feed, Media, Tracked, feed_of, read_job
+from raynn.feeds import Feed, Media, Tracked, feed_of, is_search, read_job
 from raynn.folder import check_run
 from raynn.mirrors import Mirror, Mlflow, TensorBoard
 from raynn.tracking import Mirroring, TrackingSettings, WandbSettings, has_key, read_state, wandb_mode
@@ -73,9 +73,7 @@ def sync(
     return state
 
 
-def follow(
-    folder: Path, *, online: bool, project: str | None, entity: str | None, wait_s: float
-) -> None:  # pragma: no cover - a process of its own
+def follow(folder: Path, *, online: bool, project: str | None, entity: str | None, wait_s: float) -> None:
     """What the process does: mirrors until its standard input ends and nothing is left, or nothing gets through.
 
     Args:
@@ -96,6 +94,7 @@ def follow(
         settings = settings.model_copy(update={"wandb": settings.wandb.model_copy(update=chosen)})
     stop = threading.Event()
     threading.Thread(target=_wait_for_end, args=(sys.stdin.buffer, stop), daemon=True).start()
+    threading.Thread(target=_warm_up, args=(folder, settings), daemon=True).start()
     status = 1
     try:
         with _alone(folder):
@@ -140,6 +139,16 @@ def _wait_for_end(stream: BinaryIO, stop: threading.Event) -> None:
     while stream.read(1):
         pass
     stop.set()
+
+
+def _warm_up(folder: Path, settings: TrackingSettings) -> None:
+    """Loads, while training goes on, what takes seconds to load when it has ended."""
+    if settings.wandb is not None and wandb_mode(settings.wandb) != "disabled":
+        import wandb
+
+        wandb.setup()
+    if not is_search(folder):
+        import raynn.gallery  # noqa: F401
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -208,6 +210,48 @@ def test_the_key_is_in_the_environment_alone(server: WandbServer, tmp_path: Path
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 8
     assert [path for path in files if KEY.encode() in path.read_bytes()] == []
+
+
+def test_a_mirror_that_is_killed_leaves_a_history_that_its_successor_continues(
+    server: WandbServer, tmp_path: Path
+) -> None:
+    run = RunFolder(tmp_path / "a", WANDB)
+    with Mirroring(run.folder, run.job.tracking) as mirroring:
+        run.train(1, 2)
+        until(lambda: bool(server.runs))
+        assert mirroring.process is not None
+        os.killpg(mirroring.process.pid, signal.SIGKILL)
+    (served,) = server.runs.values()
+    assert not served.complete
+    with Mirroring(run.folder, run.job.tracking):
+        run.train(3, 4)
+        run.end()
+    assert list(server.runs.values()) == [served]
+    assert [row["_step"] for row in served.history] == epochs(served.history) == [1, 2, 3, 4]
+    assert (served.starts, served.complete) == (2, True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_fails_nothing_and_sync_sends_it_when_there_is_room(server: WandbServer, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "a", {"wandb": {"wait_s": 2.0}})
+    disk = run.folder / "wandb"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a small disk")
+    try:
+        (disk / "full").write_bytes(b"x" * 4096)
+        with Mirroring(run.folder, run.job.tracking):
+            run.train(1, 4)
+            run.end()
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+    lines, left = told(run.folder, run.job.tracking)
+    assert left
+    assert "nothing was sent whole" in lines[-1]
+    assert sync(run.folder)["sent"] == 1
+    (served,) = server.runs.values()
+    assert epochs(served.history) == [1, 2, 3, 4]
 
 
 def descendants(pid: int) -> list[int]:
