@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,24 +11,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from followed import KEY, RunFolder, SearchFolder, until
+from followed import KEY, RunFolder, SearchFolder, descendants, until
 from wandb_file import KeptRun, read_run
 from wandb_server import WandbServer
 
 from raynn.errors import RunError, TrainingError
 from raynn.feeds import settings_of
+from raynn.folder import read_result
+from raynn.job import Job
 from raynn.sync import sync
 from raynn.tracking import Mirroring, read_state, told
+from raynn.trainer import train
 
 WANDB = {"wandb": {"project": "garden", "tags": ["roses"]}}
 
 
 @pytest.fixture
-def keyless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def keyless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    yield
 
 
 @pytest.fixture
@@ -254,17 +257,29 @@ def test_a_full_disk_fails_nothing_and_sync_sends_it_when_there_is_room(server: 
     assert epochs(served.history) == [1, 2, 3, 4]
 
 
-def descendants(pid: int) -> list[int]:
-    """Processes that a process has started, and those that they have."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-    found, new = [], [pid]
-    while new:
-        new = [child for child, parent in parents.items() if parent in new]
-        found += new
-    return found
+@pytest.mark.slow
+def test_a_trained_run_shows_its_confusion_and_leaves_its_model_as_an_artifact(
+    server: WandbServer, garden: Path, tmp_path: Path
+) -> None:
+    tracking = {"wandb": {"log_model": True, "wait_s": 60.0}, "tensorboard": True}
+    job = {
+        "data": {"train": str(garden / "flowers.parquet"), "target": "kind"},
+        "network": {"kind": "feedforward", "hidden": [4]},
+        "optimization": {"max_epochs": 3, "global_batch_size": 32},
+        "tracking": tracking,
+        "storage": str(tmp_path),
+        "report": False,
+    }
+    run = train(Job.from_dict(job))
+    (served,) = server.runs.values()
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    sent = [{key: row[key] for key in lines[0] if key != "step"} for row in served.history[:3]]
+    assert sent == [{key: value for key, value in line.items() if key != "step"} for line in lines]
+    assert served.history[3]["media/confusion_table"]["nrows"] == 4
+    assert served.summary["val/loss"] == read_result(run)["metrics"]["val/loss"]
+    models = [i for i, artifact in enumerate(server.artifacts) if artifact["artifactTypeName"] == "model"]
+    (place,) = models
+    assert f"a{place}" in server.committed
+    weights = server.files[f"artifacts/a{place}/weights.safetensors"]
+    assert weights == (run / "model" / "weights.safetensors").read_bytes()
+    assert list((run / "tensorboard").glob("events.*"))
