@@ -14,6 +14,8 @@ data, worker and trainer, `wandb` in tracking alone.
     resources.py       workers, devices, memory: never changes the result
     stopping.py        when to stop: pure rules over the history
     search.py          what a search may vary
+    knobs.py           what a knob is, and where one means nothing
+    regularization.py  every knob against overfitting, in one table for all networks
     progress.py        one line of progress, drawn from the run folder
     generators.py      data made up by a formula, with the best figure known
     mnist1d.py         ten shapes hidden in noise
@@ -44,10 +46,16 @@ data, worker and trainer, `wandb` in tracking alone.
     pictures.py        pictures as PNG files
     randomness.py      random numbers as a function of seed, epoch, row and place
     collectives.py     what the workers of one run do together
-    regularization.py  every knob against overfitting, in one table for all networks
-    augmentation.py    images flipped and shifted while training
-    optimization.py    optimizer and learning rate as functions of the step
+    dropout.py         units, channels, tokens and blocks silenced while training
+    image_operations.py  fourteen operations on images, and the ways to choose among them
+    sequence_augmentation.py  sequences and texts changed while training
+    augmentation.py    what changes a batch of rows while training
+    mixing.py          rows mixed in pairs, over all workers
     objectives.py      losses
+    penalties.py       weights, outputs and states kept small
+    perturbation.py    weights that are elsewhere while a gradient is computed
+    averaging.py       averages of weights, scored and kept
+    optimization.py    optimizer and learning rate as functions of the step
     evaluation.py      metrics of a whole split, over all workers
     networks/          WHO learns: one file per type, named in one table
     generation.py      texts continued by a language model, token by token
@@ -55,6 +63,7 @@ data, worker and trainer, `wandb` in tracking alone.
     tasks.py           what a job's task asks of its data and its network
     shards.py          a worker's rows as tensors: on the GPU, in memory or on disk
     batches.py         which of them a batch holds, in which order
+    gradients.py       the gradient of a step: computed, clipped, made noisy
     checkpoint.py      the state to resume from, written whole or not at all
     loop.py            THE PAGE: a generator that yields one record per epoch
     training.py        one run on one worker, whoever started it

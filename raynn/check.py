@@ -15,7 +15,7 @@ from raynn.job import Job
 from raynn.lanes import Lanes
 from raynn.networks import NETWORKS
 from raynn.preparation import LocalDriver, split_summary
-from raynn.regularization import RegularizationSettings
+from raynn.regularization import knob_specs
 from raynn.shards import free_memory_bytes
 from raynn.splits import NAMES, TRAIN
 from raynn.stopping import EarlyStoppingSettings
@@ -107,7 +107,7 @@ def catalogue() -> dict[str, dict[str, str]]:
     }
     return {
         "networks": {name: spec.description for name, spec in NETWORKS.items()},
-        "regularizers": {name: field.description or "" for name, field in RegularizationSettings.model_fields.items()},
+        "regularizers": {name: spec.about for name, spec in knob_specs().items()},
         "stopping_rules": {rule: about_rules[rule] for rule in rules},
         "datasets": {
             name: spec.description + (f" (target: {spec.target})" if spec.target else "")

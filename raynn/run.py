@@ -24,8 +24,9 @@ from raynn.errors import DataError, RunError
 from raynn.folder import check_run, read_result
 from raynn.forecast import Horizons, after_the_end, free_name, named, reading_plan, within
 from raynn.fragments import BadRow, Fragment
+from raynn.gradients import precision
 from raynn.job import Job
-from raynn.loop import evaluate_shard, evaluation_batch_rows, precision
+from raynn.loop import evaluate_shard, evaluation_batch_rows
 from raynn.objectives import token_losses, with_split
 from raynn.preparation import LocalDriver, Prepared, ReadPlan, Understood, bad_rows_of, described
 from raynn.preprocessing import Preprocessing

@@ -18,6 +18,7 @@ from raynn.networks import NETWORKS
 from raynn.networks.forecasting import Forecaster
 from raynn.preparation import Driver, Prepared, Understood, prepare, understand
 from raynn.preprocessing import Preprocessing
+from raynn.regularization import misuse
 from raynn.series import prepare_series, understand_series
 from raynn.sources import DataSettings
 from raynn.splits import TRAIN
@@ -87,11 +88,11 @@ def prepare_job(
 def build_model(job: Job, preprocessing: Preprocessing) -> torch.nn.Module:
     """The network of a job, its initial weights a function of the seed."""
     torch.manual_seed(job.optimization.seed)
-    network, inputs = NETWORKS[job.network.kind], preprocessing.input_spec
+    network, inputs, knobs = NETWORKS[job.network.kind], preprocessing.input_spec, job.regularization.peak()
     if inputs.task == "forecasting":
-        build = partial(network.build, job.network, regularization=job.regularization)
+        build = partial(network.build, job.network, regularization=knobs)
         return Forecaster(build, inputs, job.data.window_normalization, independent=job.data.channels == "independent")
-    return network.build(job.network, inputs, job.regularization)
+    return network.build(job.network, inputs, knobs)
 
 
 def checked(job: Job, prepared: Prepared) -> Job:
@@ -102,7 +103,6 @@ def checked(job: Job, prepared: Prepared) -> Job:
         DataError: a global batch larger than the training rows.
     """
     Lanes(prepared.encoded.num_rows(TRAIN), job.optimization.global_batch_size, job.optimization.seed)
-    kinds = {spec.kind for spec in prepared.preprocessing.features}
     if prepared.task not in ("forecasting", "language_modeling"):  # whose networks read windows alone
         _check_features(job.network.kind, prepared.preprocessing.features)
     # built and forgotten, so that what cannot be built is said before there is a run folder
@@ -123,18 +123,11 @@ def checked(job: Job, prepared: Prepared) -> Job:
             f"early_stopping.monitor = {monitor!r} is not recorded by this {prepared.task} job."
             f"{did_you_mean(monitor, recorded)} Recorded: {', '.join(recorded)}"
         )
-    for knob in ("horizontal_flip", "crop_padding"):
-        value = getattr(job.regularization, knob)
-        if value and "image" not in kinds:
-            raise JobError(
-                f"regularization.{knob} = {value:g} changes images, and the features are {', '.join(sorted(kinds))}; "
-                "set it to 0"
-            )
-    if prepared.task not in ("classification", "language_modeling") and job.regularization.label_smoothing:
-        raise JobError(
-            f"regularization.label_smoothing = {job.regularization.label_smoothing:g} has no meaning for "
-            f"{prepared.task}; set it to 0"
-        )
+    kinds = [spec.kind for spec in prepared.preprocessing.features]
+    any_length = prepared.preprocessing.input_spec.any_length
+    reason = misuse(job.regularization, job.network.kind, job.network, prepared.task, kinds, any_length)
+    if reason:
+        raise JobError(reason)
     return job
 
 

@@ -13,17 +13,19 @@ from torch import Tensor, nn
 
 import raynn.networks
 from raynn.columns import ColumnKind
+from raynn.dropout import Dropout, TokenDropout
 from raynn.errors import JobError
 from raynn.metrics import Task
 from raynn.networks import NETWORKS, NetworkSettings, defaults_for
 from raynn.objectives import loss_per_row
+from raynn.penalties import decayed_and_exempt
 from raynn.preprocessing import InputSpec
 from raynn.problems import members_of
-from raynn.regularization import Dropout, RegularizationSettings, TokenDropout, decayed_and_exempt
+from raynn.regularization import RegularizationSettings
 
 PARTS = {  # files of the folder that hold no network
     *("__init__", "drawing", "flow_matching", "forecasting", "inputs", "layers", "pixels", "recurrent", "transformer"),
-    *("unet", "vae"),
+    *("unet", "vae", "zoneout"),
 }
 NUM_CLASSES = 5
 

@@ -8,15 +8,12 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from raynn.dropout import Dropout, PositionDropout
+from raynn.gradients import clip_gradient_norm
 from raynn.networks.layers import GlobalBatchNorm
+from raynn.penalties import decayed_and_exempt
 from raynn.randomness import row_keys
-from raynn.regularization import (
-    Dropout,
-    PositionDropout,
-    RegularizationSettings,
-    clip_gradient_norm,
-    decayed_and_exempt,
-)
+from raynn.regularization import RegularizationSettings
 
 
 def keys(num: int, epoch: int = 0, first: int = 0) -> Tensor:
