@@ -19,7 +19,7 @@ from raynn.sequence_augmentation import changed_sequences, changed_texts
 PLACE = -1  # dropout layers count theirs from 0
 ERASING = 1 << 19
 NUMBERS = 1 << 20
-DEFAULT_MAGNITUDE = 9.0  # of rand_augment: Cubuk et al. 2020, section 4.3, ResNet-50
+DEFAULT_MAGNITUDE = 9.0  # of rand_augment: Cubuk et al. 2020, ResNet-50 on ImageNet
 
 
 def augmented(batch: dict[str, Tensor], key_B: Tensor, settings: RegularizationSettings) -> dict[str, Tensor]:
@@ -31,7 +31,9 @@ def augmented(batch: dict[str, Tensor], key_B: Tensor, settings: RegularizationS
     if "image" in batch:
         changed["image"] = changed_images(batch["image"], key_B, settings)
     if "sequence" in batch:
-        changed["sequence"] = changed_sequences(batch["sequence"], batch["length"], key_B, settings)
+        x_BTC = batch["sequence"]
+        length_B = batch.get("length", key_B.new_full(key_B.shape, x_BTC.shape[1]))  # left out where all have one
+        changed["sequence"] = changed_sequences(x_BTC, length_B, key_B, settings)
     if "tokens" in batch and "skip" not in batch:  # windows of text are their own targets
         changed["tokens"] = changed_texts(batch["tokens"], batch["length"], key_B, settings)
     if "numeric" in batch and settings.input_noise:

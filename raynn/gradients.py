@@ -21,7 +21,7 @@ from raynn.perturbation import climbed, perturbed_weights
 from raynn.randomness import again, component_salts, normal
 from raynn.regularization import RegularizationSettings
 
-SMALLEST_NORM = 1e-3  # of a unit's weights, in adaptive clipping (Brock et al. 2021, section 4.1)
+SMALLEST_NORM = 1e-3  # of a unit's weights, in adaptive clipping (Brock et al. 2021, section 4)
 NOISE_DECAY = 0.55  # gamma of Neelakantan et al. 2015, eq. 1
 
 

@@ -1,6 +1,6 @@
 """Fourteen operations on images, and the ways to choose among them: TrivialAugment, RandAugment, AugMix.
 
-The operations are those of Cubuk et al. 2019, table 6, without cutout, inversion and pairing, on whole batches of 8-bit
+The operations are those of Cubuk et al. 2020, section 3, on whole batches of 8-bit
 images with a strength for each. Which, and how strong, is a function of the row's key.
 
 Shapes: B rows, C channels, H height, W width, N chains.
@@ -34,7 +34,7 @@ class Reach:
 
 
 STANDARD = Reach(shear=0.3, translate=150 / 331, rotate=30.0, enhance=0.9, posterize=4)
-WIDE = Reach(shear=0.99, translate=1.0, rotate=135.0, enhance=0.99, posterize=6)  # Mueller & Hutter 2021, table 2
+WIDE = Reach(shear=0.99, translate=1.0, rotate=135.0, enhance=0.99, posterize=6)  # Mueller & Hutter 2021, wide space
 
 # A strength is within -1 .. 1; operations that have no opposite take its size.
 Operation = Callable[[Tensor, Tensor, Reach], Tensor]

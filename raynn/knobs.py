@@ -114,13 +114,20 @@ class KnobSpec:
         """Whether it has an effect at this value, at some time."""
         return bool(peak(value))
 
-    def misuse(self, network: str, settings: Settings | None, task: Task, columns: Iterable[str]) -> str | None:
+    def misuse(
+        self,
+        network: str,
+        settings: Settings | None,
+        task: Task,
+        columns: Iterable[str],
+        any_length: bool = False,
+    ) -> str | None:
         """Why the knob means nothing there, to follow `regularization.name = value`; None where it is defined.
 
-        `settings` are those of the network; None: its defaults, as far as the knob asks for any.
+        `settings` are those of the network; without them a knob that asks for one of them is not defined.
         """
         knob, kinds = self.knob, set(columns)
-        remedy = f"set it to {'null' if self.off is None else format(self.off, 'g')}"
+        remedy = f"set it to {_written(self.off)}"
         if task not in knob.tasks:
             return f" has no meaning for {task}; {remedy}"
         if knob.networks and network not in knob.networks:
@@ -136,6 +143,8 @@ class KnobSpec:
         if kinds - set(knob.only):
             outside = " and ".join(sorted(kinds - set(knob.only)))
             return f" is defined for {', '.join(knob.only)} columns, and the features have {outside}; {remedy}"
+        if knob.one_length and any_length:
+            return f" needs sequences of one length, and their lengths differ; {remedy}"
         return None
 
 
@@ -190,12 +199,9 @@ def problem_of(
         value = values[name]
         if not spec.is_on(value):
             continue
-        shown = f"{value:g}" if isinstance(value, float | int) and not isinstance(value, bool) else _written(value)
-        subject = f"regularization.{name} = {shown}"
-        if reason := spec.misuse(network, settings, task, columns):
+        subject = f"regularization.{name} = {_written(value)}"
+        if reason := spec.misuse(network, settings, task, columns, any_length):
             return subject + reason
-        if spec.knob.one_length and any_length:
-            return f"{subject} needs sequences of one length, and their lengths differ; set it to 0"
         if spec.knob.when and not specs[spec.knob.when].is_on(values[spec.knob.when]):
             return f"{subject} changes what regularization.{spec.knob.when} does, which is off; set that, or remove it"
         if other := groups.get(spec.knob.group) if spec.knob.group else None:
@@ -212,7 +218,9 @@ def _needing(kind: str, settings: Mapping[str, Any]) -> str:
 def _written(value: Any) -> str:
     if isinstance(value, Ramp):
         return "{" + ", ".join(f"{key}: {number:g}" for key, number in value.model_dump().items()) + "}"
-    return str(value).lower()
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}"
 
 
 if TYPE_CHECKING:

@@ -80,8 +80,8 @@ def _over_tokens(x: Tensor, batch: Batch, task: str) -> Tensor:
 
 class StatePenalty(nn.Module):
     """Keeps the penalty on a recurrent layer's states for whoever computes the loss: alpha * mean of h**2 after
-    dropout, and beta * mean of (h_t - h_t-1)**2 before it, over the steps that are there (Merity et al. 2017, section
-    4).
+    dropout, and beta * mean of (h_t - h_t-1)**2 before it, over the steps that are there (Merity et al. 2018,
+    section 4.6, means as in their code).
 
     A network returns its outputs alone; the loss of this pass over it takes the penalty from here, once.
     """

@@ -19,7 +19,7 @@ from raynn.penalties import decayed_and_exempt
 from raynn.randomness import component_salts, normal, random_bits
 from raynn.regularization import RegularizationSettings
 
-ETA = 0.01  # added to the size of each weight, as in Kwon et al. 2021, section 5
+ETA = 0.01  # added to the size of each weight, as in the code of Kwon et al. 2021
 NOISE = 1 << 14  # places of noise, behind those of masks
 
 
@@ -52,7 +52,7 @@ def perturbed_weights(model: nn.Module, knobs: RegularizationSettings, key_1: Te
 def climbed(model: nn.Module, knobs: RegularizationSettings) -> Iterator[None]:
     """Moves the weights along the gradient that they have to where the loss is highest, to first order, within a
     distance of `sam`: rho * g / |g| (Foret et al. 2021, eq. 2), or of `asam` in units of each weight's size T = |w| +
-    eta: rho * T**2 g / |T g| (Kwon et al. 2021, eq. 4). Takes the gradient away, for the one at that place.
+    eta: rho * T**2 g / |T g| (Kwon et al. 2021, algorithm 1). Takes the gradient away, for the one at that place.
 
     Running statistics stay as the first pass left them.
     """

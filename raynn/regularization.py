@@ -98,7 +98,7 @@ class RegularizationSettings(Settings):
         Share,
         Field(description="share of recurrent weights left out of a step of training"),
         Knob(
-            "Wan et al. 2013, eq. 5; Merity et al. 2018, section 2",
+            "Wan et al. 2013, section 3; Merity et al. 2018, section 2",
             UniformSettings(uniform=(0.0, 0.6)),
             RECURRENT_LAYERS,
         ),
@@ -106,22 +106,22 @@ class RegularizationSettings(Settings):
     zoneout: Annotated[
         Probability,
         Field(description="share of hidden states that keep their value over a step; on a CPU steps take longer"),
-        Knob("Krueger et al. 2017, eq. 1 and 3", UniformSettings(uniform=(0.0, 0.3)), RECURRENT),
+        Knob("Krueger et al. 2017, section 3", UniformSettings(uniform=(0.0, 0.3)), RECURRENT),
     ] = 0.0
     zoneout_cell: Annotated[
         Probability,
         Field(description="share of memory cells that keep their value over a step; on a CPU steps take longer"),
-        Knob("Krueger et al. 2017, eq. 4", UniformSettings(uniform=(0.0, 0.5)), {"lstm": {}}),
+        Knob("Krueger et al. 2017, section 3", UniformSettings(uniform=(0.0, 0.5)), {"lstm": {}}),
     ] = 0.0
     activation_penalty: Annotated[
         Strength,
         Field(description="times the mean square of the last layer's states, as they are after dropout (AR)"),
-        Knob("Merity et al. 2017, section 4, AR", LoguniformSettings(loguniform=(1e-2, 1e1)), RECURRENT),
+        Knob("Merity et al. 2018, section 4.6, AR", LoguniformSettings(loguniform=(1e-2, 1e1)), RECURRENT),
     ] = 0.0
     temporal_activation_penalty: Annotated[
         Strength,
         Field(description="times the mean square of the last layer's change from one step to the next (TAR)"),
-        Knob("Merity et al. 2017, section 4, TAR", LoguniformSettings(loguniform=(1e-2, 1e1)), RECURRENT),
+        Knob("Merity et al. 2018, section 4.6, TAR", LoguniformSettings(loguniform=(1e-2, 1e1)), RECURRENT),
     ] = 0.0
 
     # weights
@@ -153,7 +153,8 @@ class RegularizationSettings(Settings):
         Limit | None,
         Field(description="largest singular value of a weight matrix; after each step it is scaled back to it"),
         Knob(
-            "Gouk et al. 2021, algorithm 1; kernels as Miyato et al. 2018", LoguniformSettings(loguniform=(0.5, 10.0))
+            "Gouk et al. 2021, section 4; kernels as Miyato et al. 2018",
+            LoguniformSettings(loguniform=(0.5, 10.0)),
         ),
     ] = None
 
@@ -185,6 +186,7 @@ class RegularizationSettings(Settings):
         Knob(
             "Zhang et al. 2018, eq. 1 and 2",
             UniformSettings(uniform=(0.05, 1.0)),
+            {"feedforward": {}, "cnn": {}, "custom": {}},
             tasks=ROWS,
             needs=REAL,
             only=REAL,
@@ -204,7 +206,9 @@ class RegularizationSettings(Settings):
     input_noise: Annotated[
         Strength,
         Field(description="standard deviation of the noise added to numbers, in standard deviations of the column"),
-        Knob("Bishop 1995, eq. 1", LoguniformSettings(loguniform=(1e-2, 0.5)), tasks=ROWS, needs=("numeric", "date")),
+        Knob(
+            "Bishop 1995, section 2", LoguniformSettings(loguniform=(1e-2, 0.5)), tasks=ROWS, needs=("numeric", "date")
+        ),
     ] = 0.0
 
     # images
@@ -272,12 +276,12 @@ class RegularizationSettings(Settings):
     jitter: Annotated[
         Strength,
         Field(description="standard deviation of the noise added to each step of a sequence"),
-        Knob("Um et al. 2017, section 3", LoguniformSettings(loguniform=(1e-2, 0.3)), tasks=ROWS, needs=("sequence",)),
+        Knob("Um et al. 2017 (jittering)", LoguniformSettings(loguniform=(1e-2, 0.3)), tasks=ROWS, needs=("sequence",)),
     ] = 0.0
     scaling: Annotated[
         Strength,
         Field(description="standard deviation of the factor, around 1, of each channel of a sequence"),
-        Knob("Um et al. 2017, section 3", LoguniformSettings(loguniform=(1e-2, 0.5)), tasks=ROWS, needs=("sequence",)),
+        Knob("Um et al. 2017 (scaling)", LoguniformSettings(loguniform=(1e-2, 0.5)), tasks=ROWS, needs=("sequence",)),
     ] = 0.0
     time_masking: Annotated[
         Share,
@@ -293,7 +297,7 @@ class RegularizationSettings(Settings):
         Share,
         Field(description="share of the places of a text whose token becomes the unknown one"),
         Knob(
-            "Xie et al. 2017, section 3.2 (blank noising)",
+            "Xie et al. 2017, section 3 (blank noising)",
             UniformSettings(uniform=(0.0, 0.3)),
             tasks=ROWS,
             needs=("text",),
@@ -303,7 +307,7 @@ class RegularizationSettings(Settings):
         Share,
         Field(description="share of the places of a text whose token changes places with its neighbor"),
         Knob(
-            "Wei & Zou 2019, section 2; neighbors: Artetxe et al. 2018, section 3.2",
+            "Wei & Zou 2019, section 2; neighbors: Artetxe et al. 2018",
             UniformSettings(uniform=(0.0, 0.3)),
             tasks=ROWS,
             needs=("text",),
@@ -314,7 +318,7 @@ class RegularizationSettings(Settings):
     weight_noise: Annotated[
         Strength,
         Field(description="standard deviation of the noise added to weight matrices while a gradient is computed"),
-        Knob("Graves 2011, section 4", LoguniformSettings(loguniform=(1e-4, 1e-1))),
+        Knob("Graves et al. 2013, section 3.3", LoguniformSettings(loguniform=(1e-4, 1e-1))),
     ] = 0.0
     gradient_noise: Annotated[
         Strength,
@@ -329,7 +333,7 @@ class RegularizationSettings(Settings):
     gradient_clip_value: Annotated[
         Limit | None,
         Field(description="largest absolute value of any component of the gradient"),
-        Knob("Mikolov 2012, section 3.3", LoguniformSettings(loguniform=(1e-3, 1.0))),
+        Knob("Mikolov 2012; Pascanu et al. 2013, section 3.2", LoguniformSettings(loguniform=(1e-3, 1.0))),
     ] = None
     gradient_clip_adaptive: Annotated[
         Limit | None,
@@ -344,7 +348,7 @@ class RegularizationSettings(Settings):
     asam: Annotated[
         Strength,
         Field(description="rho: as sam, distances measured in units of each weight; twice the work"),
-        Knob("Kwon et al. 2021, eq. 4 and algorithm 1", LoguniformSettings(loguniform=(0.1, 3.0)), group="sharpness"),
+        Knob("Kwon et al. 2021, algorithm 1", LoguniformSettings(loguniform=(0.1, 3.0)), group="sharpness"),
     ] = 0.0
 
     # averages of weights, which are scored and kept
@@ -391,14 +395,15 @@ def knob_specs() -> dict[str, KnobSpec]:
 
 
 def applicable(
-    network: str, task: Task, columns: Iterable[str], settings: Settings | None = None
+    network: str, task: Task, columns: Iterable[str], settings: Settings | None = None, any_length: bool = False
 ) -> tuple[KnobSpec, ...]:
     """The knobs that mean something for a kind of network, a task and the kinds of the features' columns, and that a
-    search may vary. `settings`, of the network, admits those that need one of its settings.
+    search may vary. `settings`, of the network, admits those that need one of its settings; `any_length` says that
+    sequences among the features differ in length.
     """
     kinds = tuple(columns)
     defined = (spec for spec in knob_specs().values() if spec.search is not None)
-    return tuple(spec for spec in defined if spec.misuse(network, settings, task, kinds) is None)
+    return tuple(spec for spec in defined if spec.misuse(network, settings, task, kinds, any_length) is None)
 
 
 def misuse(

@@ -19,7 +19,7 @@ from raynn.regularization import RegularizationSettings
 class Zoneout(nn.Module):
     """Runs a layer of torch's; where one of its states is zoned out, step by step: h_t = z h_t-1 + (1 - z) h'_t, h'
     being what the layer would give, with z a coin for each row, step and unit in training and its probability in
-    evaluation (eq. 1; hidden states of an LSTM eq. 3, its cells eq. 4).
+    evaluation (section 3).
     """
 
     salt_H: Tensor
