@@ -31,7 +31,7 @@ def changed_sequences(x_BTC: Tensor, length_B: Tensor, key_B: Tensor, settings: 
         x_BTC = x_BTC + settings.jitter * noise_BTC * _within(length_B, x_BTC)[:, :, None]
     if settings.time_masking:
         draw_B2 = uniform(key_B, _salts(3, 2, key_B))
-        run_B = (draw_B2[:, 0] * (settings.time_masking * length_B + 1)).floor()
+        run_B = (draw_B2[:, 0] * ((settings.time_masking * length_B).floor() + 1)).floor()
         first_B = (draw_B2[:, 1] * (length_B - run_B + 1)).floor()
         place_T = torch.arange(x_BTC.shape[1], device=x_BTC.device)
         masked_BT = (place_T >= first_B[:, None]) & (place_T < (first_B + run_B)[:, None])

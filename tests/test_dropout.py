@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from raynn.dropout import Dropout, PositionDropout
+from raynn.dropout import AlphaDropout, Dropout, LockedDropout, PositionDropout, StochasticDepth, set_strengths
 from raynn.gradients import clip_gradient_norm
 from raynn.networks.layers import GlobalBatchNorm
 from raynn.penalties import decayed_and_exempt
@@ -159,3 +159,40 @@ def test_clipping_scales_the_whole_gradient() -> None:
 def test_impossible_settings_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(fields))):
         RegularizationSettings(**fields)
+
+
+def test_locked_dropout_is_the_same_at_all_positions() -> None:
+    y_BTH = LockedDropout(0.5, 40, 0)(torch.ones(30, 7, 40), keys(30))
+    assert torch.equal(y_BTH, y_BTH[:, :1].expand_as(y_BTH))
+    assert torch.equal(y_BTH[:, 0], Dropout(0.5, 40, 0)(torch.ones(30, 40), keys(30)))
+
+
+def test_alpha_dropout_keeps_mean_and_variance() -> None:
+    x_BH = torch.nn.functional.selu(torch.randn(4000, 100))
+    x_BH = (x_BH - x_BH.mean()) / x_BH.std()
+    layer = AlphaDropout(0.2, 100, 0)
+    y_BH = layer(x_BH, keys(4000))
+    assert abs(float(y_BH.mean())) < 0.01
+    assert abs(float(y_BH.var()) - 1.0) < 0.01
+    low = float(y_BH.min())
+    limit = -1.7580993408473766  # of selu toward minus infinity: -alpha * lambda
+    a = (0.8 + limit**2 * 0.8 * 0.2) ** -0.5  # eq. of Klambauer et al. 2017, section 3, q = 0.8
+    assert low == pytest.approx(a * limit - a * 0.2 * limit, rel=1e-5)
+    assert abs(float((y_BH == low).double().mean()) - 0.2) < 5 * (0.16 / y_BH.numel()) ** 0.5
+    assert layer.eval()(x_BH, keys(4000)) is x_BH
+
+
+@pytest.mark.parametrize(("block", "p"), [(0, 0.1), (1, 0.2), (3, 0.4)])
+def test_blocks_survive_at_a_rate_that_falls_with_depth(block: int, p: float) -> None:
+    layer = StochasticDepth(0.4, block, 4)
+    y = layer(torch.ones(5000, 3, 2), keys(5000))
+    gone_B = (y == 0).flatten(1)
+    assert (gone_B.all(1) == gone_B.any(1)).all(), "a row as a whole"
+    assert abs(int(gone_B[:, 0].sum()) - 5000 * p) < 5 * (5000 * p * (1 - p)) ** 0.5
+    torch.testing.assert_close(y[~gone_B[:, 0]], torch.full_like(y[~gone_B[:, 0]], 1 / (1 - p)))
+
+
+def test_a_strength_can_be_moved() -> None:
+    layers = nn.ModuleList([Dropout(0.5, 4, 0), Dropout(0.1, 4, 1, "input_dropout"), nn.Linear(2, 2)])
+    set_strengths(layers, RegularizationSettings(dropout=0.2, input_dropout=0.3))
+    assert [layer.p for layer in list(layers)[:2]] == [0.2, 0.3]
