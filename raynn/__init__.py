@@ -1,10 +1,10 @@
 """raynn: one job file trains a network, data-parallel on Ray, to the same result on any number of workers.
 
-The verbs are the commands': `Job.load(path)`, `train(job)`, `evaluate(run)`, `predict(run, data)`.
+The verbs are the commands': `Job.load(path)`, `train(job)`, `tune(job)`, `evaluate(run)`, `predict(run, data)`.
 They load PyTorch and Ray when first used; `import raynn` alone loads neither.
 
 The map of the house, from the ground up. A module imports only modules above it here; `ray` appears in cluster,
-data, worker and trainer, `wandb` in tracking alone.
+data, worker, trainer, trial, desk and tuner, `wandb` in tracking alone.
 
     errors.py          the exception tree; each message: field, value, relation, remedy
     settings.py        Settings: frozen, no unknown key; the only base class of a job's sections
@@ -13,10 +13,20 @@ data, worker and trainer, `wandb` in tracking alone.
     metrics.py         what a run measures, and which way is better
     resources.py       workers, devices, memory: never changes the result
     stopping.py        when to stop: pure rules over the history
+    ledger.py          a search's trials, and the journal they are kept in
+    race.py            what trials are compared by, and what a scheduler answers
+    halving.py         the best share goes on: ASHA, ASHA that promotes, HyperBand
+    median.py          what is worse than the median is cut
+    exploration.py     settings changed while a trial trains: which may be, and by how much
+    bandit.py          which settings to try next, by what others have gained
+    population.py      trials that take over each other's weights
+    schedulers.py      which trial goes on: all kinds in one table
     search.py          what a search may vary
     knobs.py           what a knob is, and where one means nothing
     regularization.py  every knob against overfitting, in one table for all networks
+    director.py        what a search does next: a function of its ledger
     progress.py        one line of progress, drawn from the run folder
+    estimate.py        how long a search will take
     generators.py      data made up by a formula, with the best figure known
     mnist1d.py         ten shapes hidden in noise
     corpora.py         Python's standard library as text
@@ -72,6 +82,10 @@ data, worker and trainer, `wandb` in tracking alone.
     data.py            the same preparation, mapped over a cluster by Ray Data
     worker.py          what each Ray Train worker runs
     trainer.py         one job, trained: in this process or by Ray Train
+    outcome.py         what a search leaves: a table, the best job, whether it was luck
+    trial.py           what a Tune actor runs, one trial after another
+    desk.py            where Ray Tune meets the director
+    tuner.py           many jobs: a search, from its job file to a model
     run.py             a run that has ended: open, evaluate, predict rows in memory
     image_quality.py   generated images against real ones, seen by a trained CNN
     prediction.py      a source predicted to a file, here or over Ray Data
@@ -102,6 +116,7 @@ if TYPE_CHECKING:
     from raynn.prediction import predict
     from raynn.run import evaluate, open_run
     from raynn.trainer import train
+    from raynn.tuner import tune
 
     __version__: str
 
@@ -119,6 +134,7 @@ __all__ = [
     "open_run",
     "predict",
     "train",
+    "tune",
 ]
 
 # Where the lazy names live; the imports above show the same to type checkers.
@@ -128,6 +144,7 @@ _HOMES = {
     "open_run": "raynn.run",
     "predict": "raynn.prediction",
     "train": "raynn.trainer",
+    "tune": "raynn.tuner",
 }
 
 

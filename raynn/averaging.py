@@ -41,6 +41,11 @@ class AveragedWeights:
     def update_epoch(self, model: nn.Module, epoch: int, batches: Iterable[Forward]) -> None:
         """After an epoch of `model`: nothing."""
 
+    def begin(self, model: nn.Module) -> None:
+        """As if training began with this `model`."""
+        self.model.load_state_dict(model.state_dict())
+        self.num_steps = 0
+
     def to_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
         return {"weights": self.model.state_dict(), "num_steps": self.num_steps}
@@ -86,15 +91,25 @@ class EpochAverage:
             mine.copy_(torch.stack(ends).sum(0, dtype=torch.float64) / self.num_ends)
         refresh_statistics(self.model, batches)
 
+    @property
+    def _kept(self) -> str:
+        """What a checkpoint calls `ends`: another kind of average finds nothing of its own there."""
+        return "ends" if self.last else "sum"
+
+    def begin(self, model: nn.Module) -> None:
+        """As if training began with this `model`."""
+        self.model.load_state_dict(model.state_dict())
+        self.ends, self.num_ends = [], 0
+
     def to_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"weights": self.model.state_dict(), "ends": self.ends, "num_ends": self.num_ends}
+        return {"weights": self.model.state_dict(), self._kept: self.ends, "num_ends": self.num_ends}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes the place of what `to_dict` wrote."""
         self.model.load_state_dict(state["weights"])
         device = next(self.model.parameters()).device
-        self.ends = [[part.to(device) for part in end] for end in state["ends"]]
+        self.ends = [[part.to(device) for part in end] for end in state[self._kept]]
         self.num_ends = state["num_ends"]
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, Field, JsonValue
 
+from raynn.errors import JobError
 from raynn.jobfile import Document, dump
 from raynn.lanes import MAX_LANES, lane_count
 from raynn.metrics import Task, metric_problem
@@ -21,6 +22,7 @@ from raynn.optimization import OptimizationSettings
 from raynn.problems import Problem, dotted, problems_in, show, split
 from raynn.regularization import RegularizationSettings
 from raynn.resources import ResourcesSettings
+from raynn.schedulers import space_problems
 from raynn.search import (
     ChoiceSettings,
     DistributionSettings,
@@ -47,6 +49,17 @@ NOT_SEARCHED: dict[str, str] = {
 }
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+
+
+# What may change while a network trains: neither its weights' shapes nor the rows and their order depend on it.
+MAY_CHANGE = ("regularization", "early_stopping", "optimization.learning_rate", "optimization.momentum")
+
+
+class ChangeSettings(Settings):
+    """Settings that take the place of others once so many epochs are trained."""
+
+    after_epoch: Annotated[int, Field(ge=1)]
+    settings: Annotated[dict[str, JsonValue], Field(min_length=1, description="dotted path: value")]
 
 
 def _folder_name(name: str) -> str:
@@ -76,6 +89,9 @@ class Job(Settings):
     early_stopping: EarlyStoppingSettings = EarlyStoppingSettings()
     resources: ResourcesSettings = ResourcesSettings()
     search: SearchSettings | None = None
+    changes: Annotated[
+        tuple[ChangeSettings, ...], Field(description="settings that change during training, as a search found them")
+    ] = ()
     tracking: TrackingSettings = TrackingSettings()
     storage: Annotated[str, Field(min_length=1, description="folder or URL that run folders go to")] = "runs"
     resume: Annotated[bool, Field(description="continue the run of this name instead of starting another")] = False
@@ -117,6 +133,30 @@ class Job(Settings):
             raise document.error(problems)
         return job
 
+    def with_settings(self, settings: Mapping[str, JsonValue]) -> Job:
+        """The job with these values at their dotted paths, and without a search.
+
+        Raises:
+            JobError: what no longer fits, a line each.
+        """
+        tree = self.model_dump(mode="json", exclude={"search"})
+        for name, value in settings.items():
+            path = split(Job, name)
+            _value_at(tree, path[:-1])[path[-1]] = value
+        return Job.from_dict(tree)
+
+    def after(self, epochs: int) -> Job:
+        """The job as it is in force once so many epochs are trained.
+
+        Raises:
+            JobError: a change that does not fit.
+        """
+        changed: dict[str, JsonValue] = {}
+        for change in self.changes:
+            if change.after_epoch <= epochs:
+                changed |= change.settings
+        return self.with_settings(changed) if changed else self
+
     def to_yaml(self) -> str:
         """The job fully resolved, defaults written out: `load` gives the same job back."""
         return dump(_written(self, defaults_for(self.network.kind)))
@@ -140,7 +180,30 @@ def differences(a: Job, b: Job) -> list[str]:
 
 def cross_check(job: Job) -> list[tuple[str, str]]:
     """What does not fit together although each value is valid: (dotted path, message) of each problem."""
-    return [*((path, message) for path, message, _ in _relations(job)), *_search_problems(job)]
+    return [*((path, message) for path, message, _ in _relations(job)), *_change_problems(job), *_search_problems(job)]
+
+
+def may_change(name: str) -> bool:
+    """Whether the setting at a dotted path may change while a network trains."""
+    return any(_within(name, able) for able in MAY_CHANGE) and name not in MAY_CHANGE[:2]
+
+
+def _change_problems(job: Job) -> Iterator[tuple[str, str]]:
+    before = 0
+    for change in job.changes:
+        if not before < change.after_epoch < job.optimization.max_epochs:
+            bounds = f"more than {before} and less than optimization.max_epochs = {job.optimization.max_epochs}"
+            yield "changes", f"after_epoch = {change.after_epoch} must be {bounds}"
+        before = change.after_epoch
+        fixed = [name for name in change.settings if not may_change(name)]
+        if fixed:
+            able = ", ".join([*(f"{section}.*" for section in MAY_CHANGE[:2]), *MAY_CHANGE[2:]])
+            yield "changes", f"{fixed[0]!r} cannot change during training; what can: {able}"
+            continue
+        try:
+            job.model_copy(update={"changes": ()}).with_settings(change.settings)
+        except (JobError, KeyError) as error:
+            yield "changes", f"after epoch {change.after_epoch}: {error}"
 
 
 def _relations(job: Job) -> Iterator[tuple[str, str, tuple[str, ...]]]:
@@ -183,6 +246,8 @@ def _search_problems(job: Job) -> Iterator[tuple[str, str]]:
         return
     if message := metric_problem(job.search.metric, job.task):
         yield "search.metric", message
+    for name, message in space_problems(job.search.scheduler, job.search.space):
+        yield f"search.space.{name}" if name else "search.space", message
     for name, distribution in job.search.space.items():
         kind = next(iter(type(distribution).model_fields))
         if job.search.algorithm == "grid" and drawn_real(distribution) is not None and kind != "quniform":

@@ -87,15 +87,24 @@ class TrainingState:
         """Takes the place of a state that `to_dict` wrote."""
         self.model.load_state_dict(state["model"])
         restore_optimizer(self.optimizer, state["optimizer"])
-        if self.average:
+        if self.average and (state["average"] or {}).keys() == self.average.to_dict().keys():
             self.average.restore(state["average"])
+        elif self.average:  # asked for by a change since: averages begin here
+            self.average.begin(self.model)
         self.history, self.best_weights = state["history"], state["best_weights"]
 
 
 def train_epochs(
-    job: Job, inputs: InputSpec, state: TrainingState, train: TrainingShard, validation: Shard, workers: Workers
+    job: Job,
+    inputs: InputSpec,
+    state: TrainingState,
+    train: TrainingShard,
+    validation: Shard,
+    workers: Workers,
+    until: int | None = None,
 ) -> Iterator[Record]:
-    """Trains until the stopping rule or `max_epochs` ends it; yields one record an epoch, the same on every worker.
+    """Trains until the stopping rule, `max_epochs` or `until` (epochs) ends it; yields one record an epoch,
+    the same on every worker.
 
     Raises:
         TrainingError: a loss that is not finite.
@@ -104,7 +113,7 @@ def train_epochs(
     steps = train.lanes.steps_per_epoch
     network = _data_parallel(state.model, workers)
     ragged = train.shard.ragged if _by_length(job, state.model, workers.device) else ()
-    while not _ended(job, state):
+    while not _ended(job, state) and (until is None or len(state.history) < until):
         epoch = len(state.history)
         reductions = plateau_reductions(settings, [record["val/loss"] for record in state.history])
         losses = torch.zeros(steps, dtype=torch.float64, device=workers.device)

@@ -269,6 +269,9 @@ def _tag_problem(
 def _union_problems(members: tuple[Any, ...], value: JsonValue, at: Path, root: Any) -> list[Problem]:
     """One explanation for a union: of the member that the value's shape calls for, or of all."""
     union = reduce(or_, members)
+    sections = [member for member in members if is_section(member)]
+    if isinstance(value, dict) and len(sections) > 1 and (tag := _shared_tag(sections)):
+        return problems_in(Annotated[reduce(or_, sections), Field(discriminator=tag)], value, at, root)
     meant = [member for member in members if _has_shape(value, member)]
     if isinstance(value, dict) and len(meant) > 1:
         shared = {member: len(fields_of(member).keys() & value.keys()) for member in meant}
@@ -289,6 +292,12 @@ def _union_problems(members: tuple[Any, ...], value: JsonValue, at: Path, root: 
     remedy = next(filter(None, (_remedy(member, value) for member in members)), "")
     message = hinted(f"must be {describe(union)}{remedy}", written, [*choices, *fields_of(union)])
     return [Problem(at, "union", message, value)]
+
+
+def _shared_tag(sections: list[Any]) -> str | None:
+    """The key that tells sections apart which stand in a union beside other types: a word of its own in each."""
+    words = [{key for key, of_key in fields_of(each).items() if get_origin(of_key) is Literal} for each in sections]
+    return next(iter(sorted(set.intersection(*words))), None)
 
 
 def _has_shape(value: JsonValue, annotation: Any) -> bool:

@@ -16,6 +16,7 @@ from raynn import progress
 from raynn.checkpoint import load_newest
 from raynn.cluster import cluster
 from raynn.collectives import gpu_names
+from raynn.encoded import Encoded
 from raynn.errors import ResourceError, RunError, TrainingError
 from raynn.folder import check_storage, claim, environment, newest, write_bad_rows, write_json
 from raynn.job import NOT_THE_RESULT, Job, differences
@@ -160,7 +161,17 @@ def _run_here(assignment: Assignment, prepared: Prepared) -> None:
 
 
 def _run_on_ray(assignment: Assignment, prepared: Prepared) -> None:
-    """Ray Train: a group of workers, restarted from the newest checkpoint up to `max_failures` times."""
+    fit_workers(assignment, prepared.encoded)
+
+
+def fit_workers(assignment: Assignment, encoded: Encoded, gate: Any = None) -> None:
+    """Ray Train: a group of workers, restarted from the newest checkpoint up to `max_failures` times. With a `gate` (a
+    handle of `worker.Gate`) they wait there after each epoch.
+
+    Raises:
+        ResourceError: the cluster is too small.
+        TrainingError: training failed.
+    """
     import ray.train
     from ray.train import FailureConfig, RunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -182,7 +193,7 @@ def _run_on_ray(assignment: Assignment, prepared: Prepared) -> None:
             )
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"assignment": assignment, "encoded": prepared.encoded},
+        train_loop_config={"assignment": assignment, "encoded": encoded, "gate": gate},
         torch_config=TorchConfig(timeout_s=int(resources.timeout_s)),
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.workers, use_gpu=gpus > 0, resources_per_worker={"CPU": cpus, "GPU": gpus}

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from raynn.batches import TrainingShard
 from raynn.checkpoint import load_newest, save_checkpoint
@@ -38,6 +39,8 @@ class Assignment:
     preprocessing_json: str
     folder: str
     started_at: float  # Unix time of the command, s
+    told: int | None = None  # epochs that whoever asked has seen of this run; those trained beyond are yielded again
+    tests: bool = True  # whether the test set is looked at in the end
 
     @property
     def job(self) -> Job:
@@ -65,22 +68,25 @@ def run_training(assignment: Assignment, shards: Shards, workers: Workers) -> It
     job, folder = assignment.job, Path(assignment.folder)
     preprocessing = Preprocessing.from_json(assignment.preprocessing_json)
     inputs = preprocessing.input_spec
-    model = build_model(job, preprocessing).to(workers.device)
-    state = TrainingState.fresh(job, model)
     saved, _ = load_newest(folder / "checkpoints")
-    if saved is not None:
-        state.restore(saved)
+    state = _state(job.after(len(saved["history"]) if saved else 0), preprocessing, workers, saved)
+    yield from state.history[assignment.told :] if assignment.told is not None else ()
     writes = workers.rank == 0
     tracker = Tracker(folder, state.history, job.tracking, job.model_dump(mode="json")) if writes else None
     clock = _Clock(time.perf_counter(), len(state.history))
     progress = ProgressWriter(folder, lambda: _progress(job, state, shards.train, clock)) if writes else nullcontext()
     try:
         with progress:
-            for record in train_epochs(job, inputs, state, shards.train, shards.validation, workers):
-                if tracker:
-                    save_checkpoint(folder / "checkpoints", len(state.history), state.to_dict())
-                    tracker.write(record)
-                yield record
+            for until in [*(change.after_epoch for change in job.changes), job.optimization.max_epochs]:
+                now = job.after(len(state.history))
+                for record in train_epochs(now, inputs, state, shards.train, shards.validation, workers, until):
+                    if tracker:
+                        save_checkpoint(folder / "checkpoints", len(state.history), state.to_dict())
+                        tracker.write(record)
+                    yield record
+                if len(state.history) == until < job.optimization.max_epochs:
+                    state = _state(job.after(until), preprocessing, workers, state.to_dict(), state.first_step_at)
+            model = state.model
             model.load_state_dict(state.best_weights)
             test = evaluate_shard(job, inputs, model, shards.test, workers) if shards.test is not None else {}
     except TrainingError as error:
@@ -89,9 +95,24 @@ def run_training(assignment: Assignment, shards: Shards, workers: Workers) -> It
         raise TrainingError(f"{error}{hint}") from None
     if tracker:
         result = _result(assignment, state, with_split("test", test), workers, model)
-        _save_model(folder / "model", assignment, model)
+        save_model(folder / "model", job, assignment.preprocessing_json, model.state_dict())
         write_json(folder / "result.json", result)
         tracker.finish(result["metrics"])
+
+
+def _state(
+    job: Job,
+    preprocessing: Preprocessing,
+    workers: Workers,
+    saved: dict[str, Any] | None,
+    first_step_at: float | None = None,
+) -> TrainingState:
+    """The state to train on from: what was saved, under the settings in force now."""
+    state = TrainingState.fresh(job, build_model(job, preprocessing).to(workers.device))
+    state.first_step_at = first_step_at
+    if saved is not None:
+        state.restore(saved)
+    return state
 
 
 @dataclass(frozen=True)
@@ -154,10 +175,10 @@ def _result(
     }
 
 
-def _save_model(folder: Path, assignment: Assignment, model: torch.nn.Module) -> None:
+def save_model(folder: Path, job: Job, preprocessing_json: str, weights: dict[str, Tensor]) -> None:
     """All that predict needs: weights, preprocessing, job. No pickle."""
     folder.mkdir(exist_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, folder / "weights.safetensors")
-    (folder / "preprocessing.json").write_text(assignment.preprocessing_json)
-    (folder / "job.yaml").write_text(assignment.job.to_yaml())
+    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    save_file(kept, folder / "weights.safetensors")
+    (folder / "preprocessing.json").write_text(preprocessing_json)
+    (folder / "job.yaml").write_text(job.to_yaml())

@@ -24,10 +24,20 @@ PLAIN = (  # these load neither torch nor ray, not even through what they import
     "metrics",
     "resources",
     "stopping",
+    "ledger",
+    "race",
+    "halving",
+    "median",
+    "exploration",
+    "bandit",
+    "population",
+    "schedulers",
     "search",
     "knobs",
     "regularization",
+    "director",
     "progress",
+    "estimate",
     "generators",
     "mnist1d",
     "corpora",
@@ -104,6 +114,10 @@ ORDER = (
     "data",
     "worker",
     "trainer",
+    "outcome",
+    "trial",
+    "desk",
+    "tuner",
     "run",
     "image_quality",
     "prediction",
@@ -115,7 +129,7 @@ ORDER = (
     "cli",
     "__main__",
 )
-ROOMS = {"ray": {"cluster", "data", "worker", "trainer", "tuner", "submit"}, "wandb": {"tracking"}}
+ROOMS = {"ray": {"cluster", "data", "worker", "trainer", "trial", "desk", "tuner", "submit"}, "wandb": {"tracking"}}
 DRAWERS = {"utils", "util", "common", "base", "helpers", "helper", "manager", "engine", "misc"}
 MAX_LINES = 500
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -237,3 +238,14 @@ def test_r_drop_is_two_passes_and_their_divergence() -> None:
     p, q = (outputs.double().softmax(1) for outputs in (first, second))
     both = (p * (p / q).log()).sum(1) + (q * (q / p).log()).sum(1)
     torch.testing.assert_close(found.double(), sum(losses) / 2 + 0.7 * both / 2, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("before", [{}, {"ema_decay": 0.5}, {"average_last": 2}], ids=["none", "ema", "last"])
+def test_an_average_asked_for_by_a_change_begins_where_the_network_is(before: dict[str, float]) -> None:
+    stopped = train(job_for(BENCH, 3, **before), BENCH, epochs=1)
+    job = job_for(BENCH, 3, swa_start=0.1)
+    changed = fresh(job, BENCH)
+    changed.restore(copy.deepcopy(stopped.to_dict()))
+    assert torch.equal(flat(changed.evaluated), flat(stopped.model))
+    train(job, BENCH, changed)
+    assert len(changed.history) == 3
