@@ -72,7 +72,12 @@ def export(run: str | Path, format: Format, out: str | Path | None = None) -> di
         RunError: no run folder, a network that cannot be exported and why, packages that are missing.
     """
     opened = open_run(run)
-    inputs = opened.preprocessing.input_spec
+    inputs, knobs = opened.preprocessing.input_spec, opened.job.regularization
+    if knobs.zoneout or knobs.zoneout_cell:
+        raise RunError(
+            f"{run}: regularization.zoneout runs the network step by step, as many as there are, which is no graph for "
+            "any length to export; train with zoneout: 0 and zoneout_cell: 0, or use `raynn predict`"
+        )
     if inputs.task == "image_generation":
         raise RunError(
             f"{run}: an image generator samples in a loop of many steps, which is no single graph to export; "

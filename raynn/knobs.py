@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import AfterValidator, Field, create_model
+from pydantic import Field, create_model
 from pydantic.fields import FieldInfo
 
 from raynn.metrics import Task
@@ -21,7 +21,7 @@ from raynn.settings import Settings
 TASKS: tuple[Task, ...] = get_args(Task)
 COLUMNS = ("numeric", "categorical", "date", "image", "sequence", "text")
 
-# A section whose keys are `from`, a word that no class body takes, `to` and `over`.
+# Sections whose keys are `from`, a word that no class body takes, `to` and `over`.
 Ramp = create_model(
     "Ramp",
     __base__=Settings,
@@ -30,6 +30,15 @@ Ramp = create_model(
         "from": (Annotated[float, Field(ge=0.0, description="before the first step")], ...),
         "to": (Annotated[float, Field(ge=0.0, description="from then on")], ...),
         "over": (Annotated[float, Field(gt=0.0, le=1.0, description="share of all steps")], 1.0),
+    },  # type: ignore[call-overload]
+)
+ShareRamp = create_model(
+    "ShareRamp",
+    __base__=Ramp,
+    __doc__="A share that moves linearly over the first share `over` of all steps of training, and then stays.",
+    **{
+        "from": (Annotated[float, Field(ge=0.0, lt=1.0, description="before the first step")], ...),
+        "to": (Annotated[float, Field(ge=0.0, lt=1.0, description="from then on")], ...),
     },  # type: ignore[call-overload]
 )
 
@@ -45,12 +54,6 @@ def value_at(knob: Any, done: float) -> Any:
 def peak(knob: Any) -> Any:
     """The largest value that a knob takes; of any but a ramp, itself."""
     return max(value_at(knob, 0.0), value_at(knob, 1.0)) if isinstance(knob, Ramp) else knob
-
-
-def _below_one(ramp: Any) -> Any:
-    if peak(ramp) >= 1.0:
-        raise ValueError(f"a share must be less than 1 all along, and the ramp reaches {peak(ramp):g}")
-    return ramp
 
 
 @dataclass(frozen=True)
@@ -177,7 +180,7 @@ def bounds(info: FieldInfo) -> str:
                 waiting += item.metadata
             case _ if item is bool:
                 return "true, false"
-            case _ if item is Ramp:
+            case _ if isinstance(item, type) and issubclass(item, Ramp):
                 rampable = True
             case _:
                 waiting += get_args(item)
@@ -228,5 +231,5 @@ if TYPE_CHECKING:
     Share = float
     Strength = float
 else:
-    Share = Annotated[float, Field(ge=0.0, lt=1.0)] | Annotated[Ramp, AfterValidator(_below_one)]
+    Share = Annotated[float, Field(ge=0.0, lt=1.0)] | ShareRamp
     Strength = Annotated[float, Field(ge=0.0)] | Ramp

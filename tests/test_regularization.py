@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from knob_cases import BENCHES, OFF, ON, WITH, batch_of, defined, fresh, job_for, train, weights
 from processes import run_on_workers
 from pydantic import ValidationError
@@ -17,7 +18,9 @@ from torch import Tensor
 
 from raynn.checkpoint import load_newest, save_checkpoint
 from raynn.collectives import Workers
-from raynn.knobs import Ramp, value_at
+from raynn.errors import JobError
+from raynn.job import Job
+from raynn.knobs import Ramp, ShareRamp, value_at
 from raynn.networks import NETWORKS
 from raynn.randomness import row_keys
 from raynn.regularization import RegularizationSettings, applicable, knob_specs, misuse
@@ -31,8 +34,8 @@ LAYERS += ("stochastic_depth",)
 pairs = pytest.mark.parametrize(("name", "knob"), PAIRS, ids=[f"{knob}-{name}" for name, knob in PAIRS])
 
 
-def ramp(first: float, last: float, over: float = 1.0) -> Any:
-    return Ramp.model_validate({"from": first, "to": last, "over": over})
+def ramp(first: float, last: float, over: float = 1.0, kind: Any = ShareRamp) -> Any:
+    return kind.model_validate({"from": first, "to": last, "over": over})
 
 
 def knobs(knob: str, value: Any) -> dict[str, Any]:
@@ -189,7 +192,7 @@ def test_off_is_absent() -> None:
         {"weight_decay": -1.0},
         {"gradient_clip_norm": 0.0},
         {"drop": 0.1},
-        {"dropout": ramp(0.0, 1.0)},
+        {"dropout": {"from": 0.0, "to": 1.0}},
         {"zoneout": ramp(0.0, 0.5)},
         {"average_last": 1},
     ],
@@ -200,7 +203,7 @@ def test_impossible_settings_are_refused(fields: dict[str, Any]) -> None:
 
 
 def test_a_ramp_moves_linearly_and_stays() -> None:
-    settings = RegularizationSettings(dropout=ramp(0.1, 0.5, 0.5), l1=ramp(2.0, 0.0), weight_decay=0.3)
+    settings = RegularizationSettings(dropout=ramp(0.1, 0.5, 0.5), l1=ramp(2.0, 0.0, kind=Ramp), weight_decay=0.3)
     assert [settings.at(done).dropout for done in (0.0, 0.25, 0.5, 0.9)] == pytest.approx([0.1, 0.3, 0.5, 0.5])
     assert [settings.at(done).l1 for done in (0.0, 0.75)] == [2.0, 0.5]
     assert settings.at(0.5).weight_decay == 0.3
@@ -300,3 +303,29 @@ def test_what_a_search_may_vary() -> None:
         assert ("stochastic_depth" in names) == there
     assert "mixup" in {spec.name for spec in applicable("cnn", "regression", ["sequence"])}
     assert "mixup" not in {spec.name for spec in applicable("cnn", "regression", ["sequence"], any_length=True)}
+
+
+RAMP_ERRORS = {
+    "too far": ("{from: 0, to: 2}", "regularization.dropout.to = 2: must be less than 1"),
+    "a typo": ("{form: 0, to: 0.2}", "regularization.dropout.form: unknown key. Did you mean 'from'?"),
+    "no end": ("{from: 0}", "regularization.dropout.to: required key is missing"),
+    "no number": (
+        "fast",
+        "regularization.dropout = 'fast': must be a number or a section with 'from', 'to', 'over'",
+    ),
+    "no share": ("{from: 0, to: 0.5, over: 2}", "regularization.dropout.over = 2: must be at most 1"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), RAMP_ERRORS.values(), ids=RAMP_ERRORS)
+def test_a_bad_ramp_is_named_with_its_key(text: str, message: str) -> None:
+    tree = {"data": {"train": "x"}, "network": {"kind": "cnn"}}
+    with pytest.raises(JobError) as caught:
+        Job.from_dict(tree, [f"regularization.dropout={text}"])
+    assert message in str(caught.value)
+
+
+def test_a_ramp_is_written_and_read_back() -> None:
+    job = job_for(BENCHES["table"], dropout=ramp_dict(0.0, 0.3, 0.5))
+    assert Job.from_dict(yaml.safe_load(job.to_yaml())) == job
+    assert Job.model_validate_json(job.model_dump_json()) == job
