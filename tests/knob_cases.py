@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raynn.batches import TrainingShard, evaluation_rows
 from raynn.collectives import Workers
@@ -16,6 +17,7 @@ from raynn.job import Job
 from raynn.lanes import Lanes
 from raynn.loop import TrainingState, train_epochs
 from raynn.networks import NETWORKS
+from raynn.networks.forecasting import Forecaster
 from raynn.preprocessing import InputSpec
 from raynn.ragged import Ragged
 from raynn.regularization import knob_specs
@@ -69,6 +71,13 @@ BENCHES: dict[str, Bench] = {
     "lstm language": Bench({"kind": "lstm", "hidden": 4, "embedding": 4}, InputSpec(**WORDS), ("text",)),
     "transformer": Bench(WRITER, InputSpec(**WORDS), ("text",)),
     "lstm writer": Bench(WRITER | {"architecture": "lstm"}, InputSpec(**WORDS), ("text",)),
+    "forecast": Bench(
+        {"kind": "lstm", "hidden": 4},
+        InputSpec(
+            task="forecasting", window=5, horizon=2, num_targets=2, target_mean=(0.0,) * 2, target_std=(1.0,) * 2
+        ),
+        (),
+    ),
     "drawer": Bench(
         {"kind": "image_generator", "channels": [4], "condition_width": 4, "attention": False},
         InputSpec(image_CHW=(1, 4, 4), task="image_generation", **GRAY),
@@ -167,11 +176,17 @@ def rows_for(bench: Bench, num_rows: int = NUM_ROWS, seed: int = 0) -> Arrays:
         arrays["characters"] = arrays["length"]
     elif inputs.vocabulary_size:
         arrays["tokens"] = Ragged.consecutive(random.integers(1, inputs.vocabulary_size, length_N.sum()), length_N)
+    return arrays | targets_for(inputs, random, num_rows)
+
+
+def targets_for(inputs: InputSpec, random: np.random.Generator, num_rows: int) -> Arrays:
+    """What is to be predicted; generators have no target."""
     if inputs.task == "classification":
-        arrays["target"] = random.integers(0, 3, num_rows)
-    elif inputs.task == "regression":
-        arrays["target"] = random.normal(size=num_rows).astype(np.float32)
-    return arrays
+        return {"target": random.integers(0, 3, num_rows)}
+    if inputs.task == "forecasting":
+        shape = (num_rows, inputs.window + inputs.horizon, inputs.num_targets)
+        return {"target": random.normal(size=shape).astype(np.float32)}
+    return {"target": random.normal(size=num_rows).astype(np.float32)} if inputs.task == "regression" else {}
 
 
 def shard_of(arrays: Arrays, start: int, stop: int) -> Shard:
@@ -181,7 +196,11 @@ def shard_of(arrays: Arrays, start: int, stop: int) -> Shard:
 
 def fresh(job: Job, bench: Bench) -> TrainingState:
     torch.manual_seed(job.optimization.seed)
-    model = NETWORKS[job.network.kind].build(job.network, bench.inputs, job.regularization.peak())
+    build = partial(NETWORKS[job.network.kind].build, job.network, regularization=job.regularization.peak())
+    if bench.inputs.task == "forecasting":  # each target by itself: a row is two for the network inside
+        model: nn.Module = Forecaster(build, bench.inputs, independent=True)
+    else:
+        model = build(bench.inputs)
     return TrainingState.fresh(job, model)
 
 

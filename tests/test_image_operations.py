@@ -81,6 +81,15 @@ def test_an_operation_is_pillows(
         assert np.mean(found == image_BCHW.numpy()) < 0.75
 
 
+def test_equalizing_rounds_as_pillow_does() -> None:
+    """Where each value has many pixels: a table in steps of 16."""
+    image_BCHW = torch.from_numpy(
+        np.random.default_rng(0).normal(120, 30, (2, 3, 64, 64)).clip(0, 255).astype(np.uint8)
+    )
+    found = ops.equalize(image_BCHW.float(), torch.zeros(2), STANDARD).numpy()
+    np.testing.assert_array_equal(found, by_pillow(image_BCHW, ImageOps.equalize))
+
+
 def test_there_are_fourteen() -> None:
     assert len(set(OPERATIONS)) == 14
     assert {REFERENCES[name][0] for name in REFERENCES} == set(OPERATIONS)
