@@ -17,7 +17,7 @@ from raynn.collectives import Workers
 from raynn.job import Job
 from raynn.objectives import loss_per_row
 from raynn.penalties import divergence, negative_entropy, state_penalty
-from raynn.perturbation import climbed, perturbed_weights
+from raynn.perturbation import StepKey, climbed, perturbed_weights
 from raynn.randomness import again, component_salts, normal
 from raynn.regularization import RegularizationSettings
 
@@ -36,17 +36,17 @@ class Share:
 
 
 def add_gradient(
-    job: Job, knobs: RegularizationSettings, network: nn.Module, share: Share, key_1: Tensor, workers: Workers
+    job: Job, knobs: RegularizationSettings, network: nn.Module, share: Share, step_key_1: StepKey, workers: Workers
 ) -> Tensor:
     """Adds the gradient of the mean loss over the global batch: at the weights, at weights made noisy or left out in
     part, or where the loss is highest near them. Returns the sum of the losses of this worker's rows; of two passes, in
-    the first. `key_1` [1] is the step's, the same on every worker.
+    the first. `step_key_1` gives the step's key, the same on every worker.
     """
     model = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
-    with perturbed_weights(model, knobs, key_1):
+    with perturbed_weights(model, knobs, step_key_1):
         loss = _backward(job, knobs, network, share, workers)
     if knobs.sam or knobs.asam:
-        with climbed(model, knobs), perturbed_weights(model, knobs, key_1):
+        with climbed(model, knobs), perturbed_weights(model, knobs, step_key_1):
             _backward(job, knobs, network, share, workers)
     return loss
 
@@ -81,7 +81,8 @@ def training_losses(
     loss_B = loss_per_row(outputs, batch, job.task, knobs.label_smoothing)
     if knobs.confidence_penalty:
         loss_B = loss_B + knobs.confidence_penalty * negative_entropy(outputs, batch, job.task)
-    loss_B = loss_B + state_penalty(network, len(loss_B))
+    if knobs.activation_penalty or knobs.temporal_activation_penalty:
+        loss_B = loss_B + state_penalty(network, len(loss_B))
     if knobs.r_drop:
         first, second = outputs.split(num_rows)
         once = {name: x[:num_rows] for name, x in batch.items()}
@@ -95,9 +96,9 @@ def precision(job: Job, device: torch.device) -> torch.autocast:
 
 
 @torch.no_grad()
-def reshape_gradient(model: nn.Module, knobs: RegularizationSettings, key_1: Tensor, step: int) -> None:
+def reshape_gradient(model: nn.Module, knobs: RegularizationSettings, step_key_1: StepKey, step: int) -> None:
     """Clips, unit by unit, by the whole gradient's norm and by value, in this order; then adds noise, so that it has
-    the variance it should. `key_1` [1] is the step's, the same on every worker.
+    the variance it should. `step_key_1` gives the step's key, the same on every worker.
     """
     if knobs.gradient_clip_adaptive is not None:
         clip_adaptively(model, knobs.gradient_clip_adaptive)
@@ -105,7 +106,7 @@ def reshape_gradient(model: nn.Module, knobs: RegularizationSettings, key_1: Ten
     if knobs.gradient_clip_value is not None:
         torch.nn.utils.clip_grad_value_(model.parameters(), knobs.gradient_clip_value)
     if knobs.gradient_noise:
-        std = (knobs.gradient_noise / (1 + step) ** NOISE_DECAY) ** 0.5
+        key_1, std = step_key_1(), (knobs.gradient_noise / (1 + step) ** NOISE_DECAY) ** 0.5
         for place, parameter in enumerate(model.parameters()):
             if parameter.grad is not None:
                 noise_P = normal(key_1, component_salts(place, parameter))

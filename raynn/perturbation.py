@@ -9,7 +9,7 @@ Shapes: P components of a parameter.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -19,16 +19,22 @@ from raynn.penalties import decayed_and_exempt
 from raynn.randomness import component_salts, normal, random_bits
 from raynn.regularization import RegularizationSettings
 
+StepKey = Callable[[], Tensor]  # gives the key [1] of a step, which most steps do without
+
 ETA = 0.01  # added to the size of each weight, as in the code of Kwon et al. 2021
 NOISE = 1 << 14  # places of noise, behind those of masks
 
 
 @contextmanager
-def perturbed_weights(model: nn.Module, knobs: RegularizationSettings, key_1: Tensor) -> Iterator[None]:
+def perturbed_weights(model: nn.Module, knobs: RegularizationSettings, step_key_1: StepKey) -> Iterator[None]:
     """Leaves recurrent weights out with probability `weight_drop` and scales the others by 1 / (1 - p) (Merity et al.
-    2018, section 2), and adds noise to the weights that decay. `key_1` [1] is the step's.
+    2018, section 2), and adds noise to the weights that decay. `step_key_1` gives the key of the
+    step.
     """
-    masks = {}
+    if not (knobs.weight_drop or knobs.weight_noise):
+        yield
+        return
+    key_1, masks = step_key_1(), {}
     for place, (name, weight) in enumerate(model.named_parameters()) if knobs.weight_drop else ():
         if name.rpartition(".")[2].startswith("weight_hh"):
             kept_P = random_bits(key_1, component_salts(place, weight)) >= int(knobs.weight_drop * 2**31)

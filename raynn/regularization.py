@@ -7,7 +7,7 @@ search tries. 0 (or null) turns a knob off. A strength may ramp: `dropout: {from
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, cached_property
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -372,15 +372,16 @@ class RegularizationSettings(Settings):
         Knob("Vaswani et al. 2017, section 6.1", RandintSettings(randint=(2, 10)), group="averaging"),
     ] = None
 
-    @property
+    @cached_property
     def ramps(self) -> bool:
         """Whether any knob changes during training."""
         return any(isinstance(value, Ramp) for _, value in self)
 
     def at(self, done: float) -> RegularizationSettings:
         """The knobs when the share `done` of all steps lies behind: each a number."""
-        changing = {name: value_at(value, done) for name, value in self if isinstance(value, Ramp)}
-        return self.model_copy(update=changing) if changing else self
+        if not self.ramps:
+            return self
+        return self.model_copy(update={name: value_at(value, done) for name, value in self if isinstance(value, Ramp)})
 
     def peak(self) -> RegularizationSettings:
         """Each knob at its largest: what a network is built for."""

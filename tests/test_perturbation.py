@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -17,7 +18,14 @@ from raynn.perturbation import climbed, perturbed_weights
 from raynn.randomness import again, step_key
 from raynn.regularization import RegularizationSettings
 
-KEY = step_key(0, 0, 0, torch.device("cpu"))
+CPU = torch.device("cpu")
+
+
+def key_of(step: int) -> Callable[[], Tensor]:
+    return partial(step_key, 0, 0, step, CPU)
+
+
+KEY = key_of(0)
 BENCH = BENCHES["numbers"]
 
 
@@ -118,7 +126,7 @@ def test_weights_drop_at_their_share_each_step_anew() -> None:
     model = nn.RNN(2, 100)
     kept = []
     for step in range(2):
-        with perturbed_weights(model, RegularizationSettings(weight_drop=0.3), step_key(0, 0, step, KEY.device)):
+        with perturbed_weights(model, RegularizationSettings(weight_drop=0.3), key_of(step)):
             kept.append(model.weight_hh_l0.detach() != 0)
     for each in kept:
         assert abs(int(each.sum()) - 7000) < 5 * (10_000 * 0.21) ** 0.5
@@ -176,7 +184,7 @@ def test_gradient_noise_has_the_variance_of_its_step(step: int) -> None:
     model = nn.Linear(100, 100)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    reshape_gradient(model, RegularizationSettings(gradient_noise=0.04), step_key(0, 0, step, KEY.device), step)
+    reshape_gradient(model, RegularizationSettings(gradient_noise=0.04), key_of(step), step)
     assert model.weight.grad is not None
     expected = (0.04 / (1 + step) ** NOISE_DECAY) ** 0.5
     assert float(model.weight.grad.std()) == pytest.approx(expected, rel=0.05)
