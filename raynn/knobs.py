@@ -6,7 +6,7 @@ means nothing is an error, never skipped.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -193,7 +193,7 @@ def problem_of(
     network: str,
     settings: Settings | None,
     task: Task,
-    columns: Sequence[str],
+    columns: Collection[str],
     any_length: bool,
 ) -> str | None:
     """What the first of these values that means nothing here lacks, with the way out; None where all mean something."""

@@ -92,17 +92,20 @@ def problems_in(annotation: Any, value: JsonValue, at: Path = (), root: Any = No
     return []
 
 
-def split(annotation: Any, name: str) -> tuple[str, ...]:
-    """The path of a dotted name in the type `annotation`.
+def split(annotation: Any, name: str) -> Path:
+    """The path of a dotted name in the type `annotation`; a number after a list's name is a place in it (0: the first).
 
     Not simply `name.split(".")`: the keys of `search.space` and of `data.columns` may have dots themselves.
     """
-    path: tuple[str, ...] = ()
+    path: Path = ()
     parts = name.split(".")
     while parts and annotation is not None:
         if (of_key := _dict_values(annotation)) is not None:
             ends_inside = len(parts) > 1 and parts[-1] in fields_of(of_key)
             return (*path, ".".join(parts[:-1]), parts[-1]) if ends_inside else (*path, ".".join(parts))
+        if (item := _list_items(annotation)) is not None and parts[0].isdigit():
+            annotation, path = item, (*path, int(parts.pop(0)))
+            continue
         annotation = fields_of(annotation).get(parts[0])
         path = (*path, parts.pop(0))
     return (*path, *parts)
@@ -190,6 +193,14 @@ def _dict_values(annotation: Any) -> Any:
     for member in members_of(annotation):
         if get_origin(bare := _without_metadata(member)) is dict:
             return get_args(bare)[1]
+    return None
+
+
+def _list_items(annotation: Any) -> Any:
+    """The type of a list's items, where `annotation` is a list of any length (or None)."""
+    for member in members_of(annotation):
+        if get_origin(bare := _without_metadata(member)) is tuple and get_args(bare)[-1] is ...:
+            return get_args(bare)[0]
     return None
 
 

@@ -6,7 +6,7 @@ search tries. 0 (or null) turns a knob off. A strength may ramp: `dropout: {from
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 from functools import cache, cached_property
 from typing import Annotated, Any
 
@@ -412,7 +412,7 @@ def misuse(
     network: str,
     settings: Settings | None,
     task: Task,
-    columns: Sequence[str],
+    columns: Collection[str],
     any_length: bool = False,
 ) -> str | None:
     """What is wrong with the first knob that is on where it means nothing, and the way out; None where none is.

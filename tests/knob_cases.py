@@ -84,7 +84,7 @@ BENCHES: dict[str, Bench] = {
         ("image",),
     ),
     "own": Bench(
-        {"kind": "custom", "target": "own_network:build", "settings": {"hidden": [5]}},
+        {"kind": "custom", "target": "own_network:build", "settings": {"size": 5}},
         InputSpec(num_numeric=3, **CLASSES),
         ("numeric",),
     ),

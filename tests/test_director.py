@@ -9,11 +9,12 @@ import pytest
 
 from raynn.director import Director, Limits, Repeats, Suggestion
 from raynn.ledger import Ledger, Resume, Trial, Verdict
+from raynn.race import Scheduler
 
 DROPOUT = "regularization.dropout"
 
 
-class Halving:
+class Halving(Scheduler):
     """A scheduler in miniature: after epoch 2 a trial pauses, and goes on if it is better than the median of those that
     came as far; worse ones are retired.
     """
@@ -21,7 +22,7 @@ class Halving:
     def decide(self, trial: Trial, trials: Sequence[Trial]) -> Verdict:
         return Verdict("pause", "at 2") if trial.epochs == 2 else Verdict("go_on")
 
-    def resume(self, trials: Sequence[Trial]) -> Resume | None:
+    def resume(self, trials: Sequence[Trial], more: bool = True) -> Resume | None:
         values = sorted(t.records[1]["val/loss"] for t in trials if t.epochs >= 2)
         for trial in trials:
             if trial.status == "paused" and len(values) > 2 and trial.records[1]["val/loss"] < values[len(values) // 2]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from raynn.dropout import LATER, Dropout, LockedDropout, TokenDropout
 from raynn.errors import JobError
 from raynn.networks.inputs import Batch, TableEmbedding, TokenEmbedding
-from raynn.networks.layers import pooled_over_steps, steps_within
+from raynn.networks.layers import exactly, pooled_over_steps, steps_within
 from raynn.networks.zoneout import Zoneout
 from raynn.penalties import StatePenalty
 from raynn.preprocessing import InputSpec
@@ -113,7 +113,7 @@ class Recurrent(nn.Module):
             self.dropouts.append(Dropout(regularization.dropout, width, next(places)))
         self.state_penalty = StatePenalty(regularization.activation_penalty, regularization.temporal_activation_penalty)
         self.pooling = settings.pooling
-        self.score = nn.Linear(width, 1) if settings.pooling == "attention" else None
+        self.score = nn.Linear(width, 1, bias=False) if settings.pooling == "attention" else None
         self.table = TableEmbedding(inputs)
         self.head = nn.Linear(width + self.table.width, inputs.num_outputs)
 
@@ -124,8 +124,7 @@ class Recurrent(nn.Module):
         else:
             x_BTH = self.input_dropout(batch["sequence"], key_B)
         length_B = batch["length"].clamp(min=1)
-        # float32 whatever the precision: rounding errors add up over the steps
-        with torch.autocast(x_BTH.device.type, enabled=False):
+        with exactly(x_BTH):
             x_BTH = x_BTH.to(self.head.weight.dtype)
             for layer, dropout in zip(self.layers, self.dropouts, strict=True):
                 states_BTH, last_BH = layer(x_BTH, length_B, key_B)
@@ -186,8 +185,8 @@ class RecurrentLanguageModel(nn.Module):
     def forward(self, batch: Batch, key_B: Tensor | None = None) -> Tensor:
         """Logits [B, T, V] of the token after each of the first T of `tokens` [B, T + 1]."""
         tokens_BT = batch["tokens"][:, :-1]
-        within_BT = steps_within(batch["length"] - 1, tokens_BT.shape[1])
-        return self._run(tokens_BT, key_B, self.start(len(tokens_BT)), within_BT)[0]
+        within_BT = steps_within(batch["length"] - 1, tokens_BT.shape[1]) if self.training else None
+        return self._run(tokens_BT, key_B, self.start(batch["tokens"].shape[0]), within_BT)[0]
 
     def start(self, num_rows: int) -> States:
         """The state of texts of which nothing has been read."""
@@ -203,8 +202,7 @@ class RecurrentLanguageModel(nn.Module):
         x_BTH = self.embedding_dropout(self.embedding(tokens_BT), tokens_BT, key_B)
         x_BTH = self.input_dropout(x_BTH, key_B)
         after = []
-        # float32 whatever the precision: rounding errors add up over the steps
-        with torch.autocast(x_BTH.device.type, enabled=False):
+        with exactly(x_BTH):
             parts = zip(self.layers, self.dropouts, self.zoneouts, before, strict=True)
             for layer, dropout, zoneout, state in parts:
                 states_BTH, state = zoneout(layer, x_BTH, state, key_B)
