@@ -13,8 +13,12 @@ data, worker, trainer, trial, desk and tuner, `wandb` in tracking alone.
     metrics.py         what a run measures, and which way is better
     resources.py       workers, devices, memory: never changes the result
     stopping.py        when to stop: pure rules over the history
-    search.py          what a search may vary
+    scales.py          what a distribution is: draws from uniform numbers, and back
+    distributions.py   what a search draws settings from
+    expressions.py     conditions and constraints, as text that can only compute
+    search.py          what a search may vary, how trials are compared, what ends it
     ledger.py          a search's trials, and the journal they are kept in
+    pareto.py          trials under several objectives
     director.py        what a search does next: a function of its ledger
     progress.py        one line of progress, drawn from the run folder
     estimate.py        how long a search will take
@@ -54,6 +58,13 @@ data, worker, trainer, trial, desk and tuner, `wandb` in tracking alone.
     evaluation.py      metrics of a whole split, over all workers
     networks/          WHO learns: one file per type, named in one table
     generation.py      texts continued by a language model, token by token
+    ranges.py          over which range a setting is searched by default
+    space.py           the settings of a search, their conditions and constraints
+    searchable.py      what is wrong with a search
+    bayesian.py        settings suggested by a model of the trials
+    evolution.py       settings suggested by CMA-ES
+    suggestions.py     what a search tries next: a function of its trials
+    warm_start.py      what one search learns from an earlier one
     job.py             Job: load, override, fingerprint, schema
     tasks.py           what a job's task asks of its data and its network
     shards.py          a worker's rows as tensors: on the GPU, in memory or on disk

@@ -11,7 +11,7 @@ from raynn.errors import JobError
 from raynn.job import Job
 from raynn.metrics import QUANTITIES
 from raynn.problems import Problem
-from raynn.search import SearchSettings, drawn_real, outermost
+from raynn.search import SearchSettings
 
 DISTRIBUTIONS = {
     "uniform": [0.0, 1.0],
