@@ -69,7 +69,7 @@ def _parsed(text: str) -> ast.expr:
     try:
         return ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        column = getattr(error, "offset", None) or 1
+        column = getattr(error, "offset", None) or len(text) or 1
         raise ValueError(
             f"column {column}: not an expression; write it as `optimization.optimizer == 'sgd'`, with and, or, not"
         ) from None

@@ -20,7 +20,7 @@ from raynn.problems import Path, Problem, dotted, hinted, show
 from raynn.ranges import RANGES, REACHED_WHEN, why_ignored
 from raynn.scales import Distribution
 from raynn.search import COSTS, SearchSettings
-from raynn.space import Space, conditions, expanded, ordered, value_at_path, written
+from raynn.space import Space, conditions, expanded, has_effect, ordered, value_at_path, written
 
 TRIED = 1000  # draws, of which one at least has to meet the constraints
 
@@ -77,6 +77,8 @@ def search_problems(job: Searched) -> Iterator[tuple[str, str]]:
     """Each problem: dotted path, and what is wrong there, with the way out."""
     yield from _objective_problems(job)
     found = list(_space_problems(job))
+    if not found and not job.axes:
+        found.append(("search.space", "nothing is left to search: give a setting a distribution"))
     found += _rule_problems(job)
     yield from found
     if not found:
@@ -97,8 +99,11 @@ def _objective_problems(job: Searched) -> Iterator[tuple[str, str]]:
     for objective in job.search.objectives:
         if objective.metric in told:
             yield "search.objectives", f"{objective.metric!r} is an objective twice: remove one"
+        elif objective.metric not in COSTS and "/" not in objective.metric:
+            text = f"{objective.metric!r} must be <split>/<quantity>, such as 'val/loss', or one of {', '.join(COSTS)}"
+            yield "search.objectives", hinted(text, objective.metric, COSTS)
         elif objective.metric not in COSTS and (message := metric_problem(objective.metric, task)):
-            yield "search.objectives", f"{objective.metric!r}: {message}; or what a trial costs: {', '.join(COSTS)}"
+            yield "search.objectives", f"{objective.metric!r}: {message}"
         told.add(objective.metric)
 
 
@@ -115,22 +120,17 @@ def _space_problems(job: Searched) -> Iterator[tuple[str, str]]:
                 yield job.where(name), message
         elif message := _not_searchable(job, name):
             yield job.where(name), message
-    if not job.axes:
-        yield "search.space", "nothing is left to search: give a setting a distribution"
 
 
 def _no_default(job: Searched, name: str) -> str | None:
     """Why a setting or a section has no default to search, or None where it has."""
-    if any(within(path, name) for path in job.axes) or (name in RANGES and not _without_effect(job, name)):
-        return None
     if name in RANGES:
         return _without_effect(job, name)
+    if any(within(path, name) for path in RANGES):
+        return None
     known = [*dict.fromkeys(path.partition(".")[0] for path in RANGES), *RANGES]
-    if name not in known and (message := _not_searchable(job, name)) and "is a section" not in message:
-        return message
-    return hinted(
-        f"there is no default range for {name!r}: give a distribution, or one of {', '.join(known)}", name, known
-    )
+    text = f"there is no default range for {name!r}: give a distribution, or one of {', '.join(known)}"
+    return hinted(text, name, known)
 
 
 def _not_searchable(job: Searched, name: str) -> str | None:
@@ -163,14 +163,10 @@ def _without_effect(job: Searched, name: str) -> str | None:
     """Why a setting changes nothing, whatever its value; None where it may."""
     if message := why_ignored(name, job.tree):
         return message
-    if name not in REACHED_WHEN:
+    if has_effect(name, job.tree, job.axes):
         return None
     reach = Expression.parse(REACHED_WHEN[name])
-    if set(reach.names) & job.axes.keys():  # then it is drawn where it has an effect
-        return None
     own = {other: job.value_of(other) for other in reach.names}
-    if reach.holds(own):
-        return None
     shown = " and ".join(f"{other} = {show(value)}" for other, value in own.items())
     return f"has no effect: {shown}, and it is used where {reach.text}; set that, or search it as well"
 

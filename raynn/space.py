@@ -137,15 +137,24 @@ def expanded(
 ) -> dict[str, Distribution]:
     """The distributions by dotted path, with defaults written out; what is given for a setting itself wins."""
     axes: dict[str, Distribution] = {}
-    for name, given in written(search).items():
-        if given == "default":
+    given = written(search)
+    for name, what in given.items():
+        if what == "default":
             axes |= default_ranges(name, tree, columns)
-    for name, given in written(search).items():
-        if given == "keep":
+    for name, what in given.items():
+        if what == "keep":
             axes.pop(name, None)
-        elif isinstance(given, Distribution):
-            axes[name] = given
-    return axes
+        elif isinstance(what, Distribution):
+            axes[name] = what
+    return {name: each for name, each in axes.items() if name in given or has_effect(name, tree, axes)}
+
+
+def has_effect(name: str, tree: Mapping[str, Any], searched: Iterable[str]) -> bool:
+    """Whether a setting changes anything, or may where what that hangs on is searched as well."""
+    if name not in REACHED_WHEN:
+        return True
+    reach = Expression.parse(REACHED_WHEN[name])
+    return bool(set(reach.names) & set(searched)) or reach.holds({n: value_at_path(tree, n) for n in reach.names})
 
 
 def written(search: SearchSettings) -> dict[str, Any]:
