@@ -61,13 +61,13 @@ def cmaes_proposals(
 def _begun(
     space: Space, names: Sequence[str], objectives: Sequence[Objective], seed: int, earlier: Sequence[Trial]
 ) -> Any:
-    """The distribution before any trial: around the job's own settings, or where an earlier search was good (Nomura et
-    al. 2021).
+    """The distribution before any trial: half way from the middle of the space to the job's own settings, or where an
+    earlier search was good (Nomura et al. 2021).
     """
     import cmaes
 
     dim = len(names)
-    mean_D, sigma, cov_DD = _positions(space, names, space.own), SIGMA, None
+    mean_D, sigma, cov_DD = 0.25 + 0.5 * _positions(space, names, space.own), SIGMA, None
     points = zip(earlier, known_points(earlier, objectives), strict=True)
     known = [(_positions(space, names, trial.settings), point[0]) for trial, point in points if point is not None]
     if len(known) > dim:

@@ -53,7 +53,7 @@ RANGES: dict[str, Range] = {
 }
 
 # Without this a setting has no effect, whatever its value.
-REACHED_WHEN: dict[str, str] = {
+_REACHED_WHEN: dict[str, str] = {
     "optimization.momentum": "optimization.optimizer == 'sgd'",
     "optimization.plateau_factor": "optimization.schedule == 'plateau'",
     "optimization.plateau_patience": "optimization.schedule == 'plateau'",
@@ -76,6 +76,11 @@ def default_ranges(
         for path, entry in RANGES.items()
         if path == name or (path.startswith(f"{name}.") and why_ignored(path, tree, columns) is None)
     }
+
+
+def reached_when(path: str) -> str | None:
+    """The expression without which a setting has no effect, whatever its value; None where there is none."""
+    return _REACHED_WHEN.get(path)
 
 
 def why_ignored(path: str, tree: Mapping[str, Any], columns: Iterable[str] | None = None) -> str | None:

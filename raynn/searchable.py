@@ -17,7 +17,7 @@ from raynn.distributions import ChoiceSettings, kind_of
 from raynn.expressions import Expression
 from raynn.metrics import metric_problem
 from raynn.problems import Path, Problem, dotted, hinted, show
-from raynn.ranges import RANGES, REACHED_WHEN, why_ignored
+from raynn.ranges import RANGES, reached_when, why_ignored
 from raynn.scales import Distribution
 from raynn.search import COSTS, SearchSettings
 from raynn.space import Space, conditions, expanded, has_effect, ordered, value_at_path, written
@@ -163,9 +163,10 @@ def _without_effect(job: Searched, name: str) -> str | None:
     """Why a setting changes nothing, whatever its value; None where it may."""
     if message := why_ignored(name, job.tree):
         return message
-    if has_effect(name, job.tree, job.axes):
+    text = reached_when(name)
+    if text is None or has_effect(name, job.tree, job.axes):
         return None
-    reach = Expression.parse(REACHED_WHEN[name])
+    reach = Expression.parse(text)
     own = {other: job.value_of(other) for other in reach.names}
     shown = " and ".join(f"{other} = {show(value)}" for other, value in own.items())
     return f"has no effect: {shown}, and it is used where {reach.text}; set that, or search it as well"

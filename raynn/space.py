@@ -14,7 +14,7 @@ from pydantic import JsonValue
 
 from raynn.expressions import Expression
 from raynn.ledger import Values
-from raynn.ranges import REACHED_WHEN, default_ranges
+from raynn.ranges import default_ranges, reached_when
 from raynn.scales import Distribution
 from raynn.search import SearchSettings
 
@@ -151,9 +151,10 @@ def expanded(
 
 def has_effect(name: str, tree: Mapping[str, Any], searched: Iterable[str]) -> bool:
     """Whether a setting changes anything, or may where what that hangs on is searched as well."""
-    if name not in REACHED_WHEN:
+    text = reached_when(name)
+    if text is None:
         return True
-    reach = Expression.parse(REACHED_WHEN[name])
+    reach = Expression.parse(text)
     return bool(set(reach.names) & set(searched)) or reach.holds({n: value_at_path(tree, n) for n in reach.names})
 
 
@@ -170,7 +171,7 @@ def conditions(search: SearchSettings, axes: Mapping[str, Distribution]) -> dict
     found: dict[str, tuple[Expression, ...]] = {}
     for name in axes:
         texts = [search.when[name]] if name in search.when else []
-        reach = REACHED_WHEN.get(name)
+        reach = reached_when(name)
         if reach is not None and set(Expression.parse(reach).names) & axes.keys():
             texts.append(reach)
         if texts:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from raynn.errors import JobError
 from raynn.job import Job
 from raynn.networks import NETWORKS
-from raynn.ranges import RANGES, REACHED_WHEN
+from raynn.ranges import RANGES
 from raynn.space import Space
 
 
@@ -118,11 +118,14 @@ def test_every_default_is_in_one_table() -> None:
     sections = ["regularization", "early_stopping", "optimization"]
     names = set(job_with(sections, "task=classification").space().axes)
     # the job's own optimizer has no momentum, its schedule no plateau
-    assert RANGES.keys() - names == REACHED_WHEN.keys() - {"early_stopping.patience", "early_stopping.min_delta"}
+    assert RANGES.keys() - names == {
+        "optimization.momentum",
+        "optimization.plateau_factor",
+        "optimization.plateau_patience",
+    }
     others = ("optimization.optimizer=sgd", "optimization.schedule=plateau", "early_stopping.rule=none")
     names = set(job_with(sections, *others).space().axes)
     assert RANGES.keys() - names == {"early_stopping.patience", "early_stopping.min_delta"}
-    assert REACHED_WHEN.keys() <= RANGES.keys()
 
 
 def test_a_section_stands_for_what_applies() -> None:
@@ -162,8 +165,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a section that has no default": ({"space": "network"}, "search.space = 'network': there is no default range for"),
     "a misspelt section": (
         {"space": ["regularisation"]},
-        "search.space = ['regularisation']: there is no default range for 'regularisation': give a distribution, or one "
-        "of regularization, optimization,",
+        "search.space = ['regularisation']: there is no default range for 'regularisation': give a distribution, "
+        "or one of regularization, optimization,",
     ),
     "a setting without a default": (
         {"space": {"network.channels": "default"}},
@@ -206,7 +209,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
                 "regularization.weight_decay": "regularization.dropout > 0",
             },
         },
-        "search.when: the conditions of regularization.dropout, regularization.weight_decay name each other in a circle",
+        "search.when: the conditions of regularization.dropout, regularization.weight_decay name each other in a "
+        "circle: remove one of them",
     ),
     "a constraint on nothing searched": (
         {"constraints": ["optimization.max_epochs < 100"]},
@@ -227,8 +231,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an objective that is none": (
         {"objectives": [{"metric": "parametres"}]},
-        "'parametres' must be <split>/<quantity>, such as 'val/loss', or one of parameters, seconds, epochs. Did you mean "
-        "'parameters'?",
+        "'parametres' must be <split>/<quantity>, such as 'val/loss', or one of parameters, seconds, epochs. "
+        "Did you mean 'parameters'?",
     ),
     "cmaes with two objectives": (
         {"objectives": [{"metric": "parameters"}], "algorithm": "cmaes"},
