@@ -12,6 +12,9 @@ data, worker, trainer, trial, desk and tuner, `wandb` in tracking alone.
     jobfile.py         a job file as text: YAML with lines and columns, and overrides
     metrics.py         what a run measures, and which way is better
     resources.py       workers, devices, memory: never changes the result
+    scales.py          what a distribution is: draws from uniform numbers, and back
+    distributions.py   what a search draws settings from
+    expressions.py     conditions and constraints, as text that can only compute
     ledger.py          a search's trials, and the journal they are kept in
     race.py            what trials are compared by, and what a scheduler answers
     halving.py         the best share goes on: ASHA, ASHA that promotes, HyperBand
@@ -20,7 +23,8 @@ data, worker, trainer, trial, desk and tuner, `wandb` in tracking alone.
     bandit.py          which settings to try next, by what others have gained
     population.py      trials that take over each other's weights
     schedulers.py      which trial goes on: all kinds in one table
-    search.py          what a search may vary
+    search.py          what a search may vary, how trials are compared, what ends it
+    pareto.py          trials under several objectives
     knobs.py           what a knob is, and where one means nothing
     regularization.py  every knob against overfitting, in one table for all networks
     rules.py           what each stopping rule says of a curve
@@ -76,6 +80,13 @@ data, worker, trainer, trial, desk and tuner, `wandb` in tracking alone.
     evaluation.py      metrics of a whole split, over all workers
     networks/          WHO learns: one file per type, named in one table
     generation.py      texts continued by a language model, token by token
+    ranges.py          over which range a setting is searched by default
+    space.py           the settings of a search, their conditions and constraints
+    searchable.py      what is wrong with a search
+    bayesian.py        settings suggested by a model of the trials
+    evolution.py       settings suggested by CMA-ES
+    suggestions.py     what a search tries next: a function of its trials
+    warm_start.py      what one search learns from an earlier one
     job.py             Job: load, override, fingerprint, schema
     tasks.py           what a job's task asks of its data and its network
     shards.py          a worker's rows as tensors: on the GPU, in memory or on disk

@@ -14,8 +14,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import Field, create_model
 from pydantic.fields import FieldInfo
 
+from raynn.distributions import DistributionSettings
 from raynn.metrics import Task
-from raynn.search import DistributionSettings
 from raynn.settings import Settings
 
 TASKS: tuple[Task, ...] = get_args(Task)

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from raynn.distributions import ChoiceSettings, LoguniformSettings, QuniformSettings, RandintSettings, UniformSettings
 from raynn.knobs import TASKS, Knob, KnobSpec, Ramp, Share, Strength, knobs_of, peak, problem_of, value_at
 from raynn.metrics import Task
-from raynn.search import ChoiceSettings, LoguniformSettings, QuniformSettings, RandintSettings, UniformSettings
 from raynn.settings import Settings
 
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]

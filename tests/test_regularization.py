@@ -24,7 +24,6 @@ from raynn.knobs import Ramp, ShareRamp, value_at
 from raynn.networks import NETWORKS
 from raynn.randomness import row_keys
 from raynn.regularization import RegularizationSettings, applicable, knob_specs, misuse
-from raynn.search import outermost
 
 PAIRS = defined()
 RAMPS = [(name, knob) for name, knob in PAIRS if "may ramp" in knob_specs()[knob].bounds]
@@ -88,7 +87,7 @@ def test_an_entry_says_all_there_is_to_say(knob: str) -> None:
     assert spec.is_on(ON[knob])
     assert not spec.is_on(spec.off)
     assert spec.search is not None
-    for value in outermost(spec.search):
+    for value in spec.search.outermost:
         assert getattr(RegularizationSettings(**{knob: value}), knob) == value  # what a search draws fits
     assert spec.name in spec.about or spec.description in spec.about
 
