@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import Field, create_model
 from pydantic.fields import FieldInfo
 
-from raynn.distributions import DistributionSettings
+from raynn.distributions import ChoiceSettings, DistributionSettings
 from raynn.metrics import Task
 from raynn.settings import Settings
 
@@ -99,6 +99,15 @@ class KnobSpec:
     def search(self) -> DistributionSettings | None:
         """What a search draws where the knob is on."""
         return self.knob.search
+
+    @property
+    def search_with_off(self) -> DistributionSettings | None:
+        """What a search draws that may leave the knob off: as likely as each of its choices, or as all of its range."""
+        search = self.knob.search
+        if search is None or self.knob.always:
+            return search
+        inner = search.choice if isinstance(search, ChoiceSettings) else (search.model_dump(mode="json"),)
+        return ChoiceSettings(choice=(self.off, *inner))
 
     @property
     def about(self) -> str:

@@ -89,6 +89,10 @@ def test_an_entry_says_all_there_is_to_say(knob: str) -> None:
     assert spec.search is not None
     for value in spec.search.outermost:
         assert getattr(RegularizationSettings(**{knob: value}), knob) == value  # what a search draws fits
+    drawn = spec.search_with_off
+    assert drawn is not None
+    assert spec.knob.always or spec.off in drawn.outermost
+    assert set(drawn.outermost) == {*spec.search.outermost, *([] if spec.knob.always else [spec.off])}
     assert spec.name in spec.about or spec.description in spec.about
 
 
