@@ -122,6 +122,11 @@ class Space:
                 yield active
 
     @cached_property
+    def memory(self) -> dict[str, Any]:
+        """What an algorithm has worked out of settings that it saw before, by `key`; saves time, and changes nothing."""
+        return {}
+
+    @cached_property
     def listed(self) -> tuple[Values, ...] | None:
         """All combinations of a small space; None of a large one."""
         return tuple(self.combinations()) if self.count <= LISTED else None
