@@ -12,13 +12,21 @@ data, worker, trainer, trial, desk and tuner, `wandb` in tracking alone.
     jobfile.py         a job file as text: YAML with lines and columns, and overrides
     metrics.py         what a run measures, and which way is better
     resources.py       workers, devices, memory: never changes the result
-    stopping.py        when to stop: pure rules over the history
     scales.py          what a distribution is: draws from uniform numbers, and back
     distributions.py   what a search draws settings from
     expressions.py     conditions and constraints, as text that can only compute
-    search.py          what a search may vary, how trials are compared, what ends it
     ledger.py          a search's trials, and the journal they are kept in
+    race.py            what trials are compared by, and what a scheduler answers
+    halving.py         the best share goes on: ASHA, ASHA that promotes, HyperBand
+    median.py          what is worse than the median is cut
+    exploration.py     settings changed while a trial trains: which may be, and by how much
+    bandit.py          which settings to try next, by what others have gained
+    population.py      trials that take over each other's weights
+    schedulers.py      which trial goes on: all kinds in one table
+    search.py          what a search may vary, how trials are compared, what ends it
     pareto.py          trials under several objectives
+    rules.py           what each stopping rule says of a curve
+    stopping.py        when to stop: a decision over the history
     director.py        what a search does next: a function of its ledger
     progress.py        one line of progress, drawn from the run folder
     estimate.py        how long a search will take
@@ -49,6 +57,12 @@ data, worker, trainer, trial, desk and tuner, `wandb` in tracking alone.
     forecast.py        which steps are to be predicted from which, as tables
     lanes.py           which rows a global batch holds, whatever the number of workers
     pictures.py        pictures as PNG files
+    charts.py          charts as options of Apache ECharts
+    page.py            one HTML file that needs no network
+    importance.py      which settings of a search mattered, and how sure that is
+    trial_table.py     the trials of a search, read from its folder
+    search_report.py   the report of a search
+    watch.py           a run or search seen in the terminal while it goes on
     randomness.py      random numbers as a function of seed, epoch, row and place
     collectives.py     what the workers of one run do together
     regularization.py  every knob against overfitting, in one table for all networks
@@ -70,23 +84,35 @@ data, worker, trainer, trial, desk and tuner, `wandb` in tracking alone.
     shards.py          a worker's rows as tensors: on the GPU, in memory or on disk
     batches.py         which of them a batch holds, in which order
     checkpoint.py      the state to resume from, written whole or not at all
+    refit.py           how long to train anew on training and validation rows together
     loop.py            THE PAGE: a generator that yields one record per epoch
     training.py        one run on one worker, whoever started it
     placement.py       which rows a worker holds, and where
     cluster.py         the Ray cluster a command works on
     data.py            the same preparation, mapped over a cluster by Ray Data
     worker.py          what each Ray Train worker runs
+    outputs.py         what a run's network gives for encoded rows, and the columns of a prediction
+    forecasts.py       what it says of series: after their end, and of windows
+    documents.py       what it says of texts: how likely each is
+    run.py             a run that has ended: open, evaluate, predict rows in memory
+    image_quality.py   generated images against real ones, seen by a trained CNN
+    prediction.py      a source predicted to a file, here or over Ray Data
+    scan.py            recurrent layers as a scan over their steps
+    export.py          the network for other programs
+    samples.py         new texts and images from a trained generator
+    judgment.py        a generator's images, judged by a CNN of the same data
+    findings.py        confusion, ROC, calibration, residuals, bands
+    anatomy.py         a network layer by layer, and its first filters
+    inspection.py      a run looked at for its report
+    exhibits.py        what a run's predictions look like
+    run_report.py      the report of a run
+    card.py            README.md of a run, as model hubs read it
+    report.py          what a run leaves for people: report.html, and the card
     trainer.py         one job, trained: in this process or by Ray Train
     outcome.py         what a search leaves: a table, the best job, whether it was luck
     trial.py           what a Tune actor runs, one trial after another
     desk.py            where Ray Tune meets the director
     tuner.py           many jobs: a search, from its job file to a model
-    run.py             a run that has ended: open, evaluate, predict rows in memory
-    image_quality.py   generated images against real ones, seen by a trained CNN
-    prediction.py      a source predicted to a file, here or over Ray Data
-    export.py          the network for other programs
-    samples.py         new texts and images from a trained generator
-    judgment.py        a generator's images, judged by a CNN of the same data
     check.py           what a machine, a job and raynn itself hold, said before training
     cli.py             the commands
 """

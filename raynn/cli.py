@@ -102,6 +102,7 @@ def train(options: argparse.Namespace) -> tuple[Answer, str]:
     lines = [
         f"{result['status']} after {result['epochs']} epochs: {result['stop_reason']}",
         f"best epoch {result['best_epoch']}: {_metrics_line(result['metrics'])}",
+        *_refitted(result),
         f"{result['parameters']:,} parameters, {result['workers']} worker{'s' if result['workers'] > 1 else ''}, "
         f"{result['examples_per_second']:,.0f} examples/s, first step after {result['seconds_to_first_step']:.1f} s, "
         f"{result['seconds']:.1f} s in all",
@@ -219,6 +220,26 @@ def check(options: argparse.Namespace) -> tuple[Answer, str]:
     return answer, "\n".join(lines)
 
 
+def report(options: argparse.Namespace) -> tuple[Answer, str]:
+    """RUN/report.html: one file that any browser shows, offline."""
+    from raynn.report import write_report
+
+    path = write_report(options.run)
+    return {"run": options.run, "report": str(path)}, f"{path}: open it in a browser"
+
+
+def watch(options: argparse.Namespace) -> tuple[Answer, str]:
+    """A run or search as it goes on, until it has ended."""
+    import os
+
+    from raynn.watch import watch as watch_run
+
+    with open(os.devnull, "w") as nowhere:
+        stream = nowhere if options.quiet else sys.stderr if options.json else sys.stdout
+        view = watch_run(options.run, stream, every_s=options.every)
+    return view.result, shlex.join(["next:", "raynn", "report", options.run])
+
+
 def schema(options: argparse.Namespace) -> tuple[Answer, str]:
     """JSON Schema of a job file."""
     from raynn.job import Job
@@ -237,6 +258,16 @@ def list_all(options: argparse.Namespace) -> tuple[Answer, str]:
         width = max(len(name) for name in entries)
         blocks.append("\n".join([title, *(f"  {name:<{width}}  {text}" for name, text in entries.items())]))
     return answer, "\n\n".join(blocks)
+
+
+def _refitted(result: Mapping[str, Any]) -> list[str]:
+    """Which of the metrics are whose, of a run that was refitted."""
+    if "refit" not in result:
+        return []
+    return [
+        f"refitted on train and validation for {result['refit']['steps']} steps: test/ is of model/, val/ of "
+        "model-validated/"
+    ]
 
 
 def _metrics_line(metrics: Mapping[str, float | None]) -> str:
@@ -306,6 +337,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--class", dest="classes", action="append", metavar="LABEL", help="of the images; may be repeated")
     sub.add_argument("--steps", type=_count, help="of the images' sampler")
     sub.add_argument("--guidance", type=float, help="how strongly a class is asked for")
+    sub = add("report", report)
+    sub.add_argument("run", metavar="RUN")
+    sub = add("watch", watch)
+    sub.add_argument("run", metavar="RUN", help="a run folder, or its URL")
+    sub.add_argument("--every", type=float, default=1.0, metavar="SECONDS", help="between two looks; default: 1")
     sub = add("export", export)
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("--format", required=True, choices=("onnx", "torch_export"))

@@ -8,28 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from raynn.ledger import Direction, Ledger, Resume, Status, Trial, Values, Verdict, alive, value_at
+from raynn.ledger import Direction, Ledger, Status, Trial, Values, Verdict, alive, value_at
+from raynn.race import Scheduler
 
 Suggestion = tuple[Values, Values]  # settings by dotted path, and what the algorithm notes with them
 Suggest = Callable[[int, Sequence[Trial]], Suggestion | None]
-
-
-class Scheduler(Protocol):
-    """Which trial goes on, as a function of the trials."""
-
-    def decide(self, trial: Trial, trials: Sequence[Trial]) -> Verdict:
-        """What becomes of `trial` after its newest record."""
-
-    def resume(self, trials: Sequence[Trial]) -> Resume | None:
-        """The paused trial that goes on where one more can run; None where none is to."""
-
-    def wants_new(self, trials: Sequence[Trial]) -> bool:
-        """Whether one more trial may begin now."""
-
-    def retire(self, trials: Sequence[Trial]) -> list[tuple[int, str]]:
-        """Paused trials that can never go on once nothing runs and nothing begins, each with the reason."""
 
 
 @dataclass(frozen=True)
@@ -145,14 +129,15 @@ class Director:
     def _next(self) -> Trial | None:
         if self._left:
             return self.trials[self._left.pop(0)]
-        resume = self.scheduler.resume(self.searched)
+        more = not self.exhausted and len(self.searched) < self.limits.trials
+        resume = self.scheduler.resume(self.searched, more)
         if resume is not None:
             trial = self.trials[resume.number]
             if resume.donor is not None:
                 self.ledger.exploit(trial, self.trials[resume.donor], resume.settings or {})
             self.ledger.become(trial, "running", resume.reason)
             return trial
-        if not self.exhausted and len(self.searched) < self.limits.trials and self.scheduler.wants_new(self.searched):
+        if more and self.scheduler.wants_new(self.searched):
             suggestion = self.suggest(len(self.searched), self.searched)
             if suggestion is not None:
                 settings, notes = suggestion

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path as FilePath
 from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, Field, JsonValue
@@ -18,19 +18,20 @@ from raynn.lanes import MAX_LANES, lane_count
 from raynn.metrics import Task, metric_problem
 from raynn.networks import NETWORKS, NetworkSettings, defaults_for
 from raynn.optimization import OptimizationSettings
-from raynn.problems import Problem, problems_in, show, split
+from raynn.problems import Path, Problem, problems_in, show, split
 from raynn.regularization import RegularizationSettings
 from raynn.resources import ResourcesSettings
+from raynn.rules import RuleSettings
 from raynn.search import SearchSettings
 from raynn.searchable import Searched, search_problems, within
 from raynn.settings import Settings
 from raynn.sources import DataSettings
 from raynn.space import Space
-from raynn.stopping import EarlyStoppingSettings
+from raynn.stopping import EarlyStoppingSettings, monitors, rule_problems, unused_keys
 from raynn.tracking import TrackingSettings
 
 # Sections and keys that say where and how a job runs, not what comes out.
-NOT_THE_RESULT = ("name", "resources", "tracking", "storage", "resume", "search")
+NOT_THE_RESULT = ("name", "resources", "tracking", "report", "storage", "resume", "search")
 
 # What a search may not vary, and why; of a whole section, or of one key.
 _SAME_ROWS = "every trial is scored on the same rows and the same target"
@@ -38,6 +39,7 @@ NOT_SEARCHED: dict[str, str] = {
     **dict.fromkeys(NOT_THE_RESULT, "it never changes the result"),
     **dict.fromkeys(("task", "data.train", "data.validation", "data.test", "data.target"), _SAME_ROWS),
     **dict.fromkeys(("data.group", "data.time", "data.horizon", "data.max_bad_rows"), _SAME_ROWS),
+    "refit": "a trial is scored by its validation rows, before it would be refitted",
     "network.kind": "the other keys of `network` depend on it; search each kind with a job of its own",
 }
 
@@ -80,23 +82,27 @@ class Job(Settings):
     regularization: RegularizationSettings = RegularizationSettings()
     optimization: OptimizationSettings = OptimizationSettings()
     early_stopping: EarlyStoppingSettings = EarlyStoppingSettings()
+    refit: Annotated[
+        bool, Field(description="once stopping has found the steps to train, train anew on train and validation")
+    ] = False
     resources: ResourcesSettings = ResourcesSettings()
     search: SearchSettings | None = None
     changes: Annotated[
         tuple[ChangeSettings, ...], Field(description="settings that change during training, as a search found them")
     ] = ()
     tracking: TrackingSettings = TrackingSettings()
+    report: Annotated[bool, Field(description="write report.html and README.md, the model's card, at the end")] = True
     storage: Annotated[str, Field(min_length=1, description="folder or URL that run folders go to")] = "runs"
     resume: Annotated[bool, Field(description="continue the run of this name instead of starting another")] = False
 
     @classmethod
-    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Job:
+    def load(cls, path: str | FilePath, overrides: Sequence[str] = ()) -> Job:
         """The job in a YAML file, with overrides `dotted.key=value` on top of it, the last one winning.
 
         Raises:
             JobError: everything that is wrong, a line each: file:line:column, dotted key, value, remedy.
         """
-        path = Path(path)
+        path = FilePath(path)
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._")[:100]
         return cls._from_document(Document.read(path), overrides, name=stem or "job")
 
@@ -197,6 +203,10 @@ def _change_problems(job: Job) -> Iterator[tuple[str, str]]:
             bounds = f"more than {before} and less than optimization.max_epochs = {job.optimization.max_epochs}"
             yield "changes", f"after_epoch = {change.after_epoch} must be {bounds}"
         before = change.after_epoch
+        rules = [name for name in change.settings if within(name, "early_stopping")]
+        if rules and (job.early_stopping.reductions or "early_stopping.reductions" in rules):
+            yield "changes", f"{rules[0]!r} cannot change with early_stopping.reductions, which earlier epochs decided"
+            continue
         fixed = [name for name in change.settings if not may_change(name)]
         if fixed:
             able = ", ".join([*(f"{section}.*" for section in MAY_CHANGE[:2]), *MAY_CHANGE[2:]])
@@ -210,8 +220,10 @@ def _change_problems(job: Job) -> Iterator[tuple[str, str]]:
 
 def _relations(job: Job) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """What does not fit together outside of `search`: path, message, and the other paths that have a part in it."""
-    if message := metric_problem(job.early_stopping.monitor, job.task):
-        yield "early_stopping.monitor", message, ("task",)
+    for where, monitor in monitors(job.early_stopping):
+        if message := metric_problem(monitor, job.task):
+            yield where, message, ("task",)
+    yield from rule_problems(job.early_stopping)
     tasks = NETWORKS[job.network.kind].tasks
     if job.task is not None and job.task not in tasks:
         yield "task", f"a network of kind {job.network.kind!r} is for {' and '.join(tasks)}", ("network.kind",)
@@ -273,8 +285,11 @@ def _with_tuned_defaults(tree: dict[str, JsonValue]) -> dict[str, JsonValue]:
 def _written(settings: Settings, tuned: Mapping[str, Any]) -> dict[str, Any]:
     """A section as it is written; null only where leaving the key out would mean something else."""
     tree = {}
+    unused = unused_keys(settings) if isinstance(settings, RuleSettings) else ()
     for key, field in type(settings).model_fields.items():
         value = getattr(settings, key)
+        if key in unused and value == field.default:
+            continue
         if value is not None or field.default is not None or key in tuned:
             inner = tuned.get(key)
             tree[key] = _plain(value, inner if isinstance(inner, dict) else {})
@@ -297,12 +312,15 @@ def _differences(a: JsonValue, b: JsonValue, name: str) -> Iterator[str]:
         yield f"{name}: {show(a)} -> {show(b)}"
 
 
-def _value_at(tree: Any, path: Sequence[str]) -> Any:
+def _value_at(tree: Any, path: Path) -> Any:
     """The value at a path; KeyError where there is none."""
     for step in path:
-        if not isinstance(tree, dict):
+        if isinstance(tree, list) and isinstance(step, int) and step < len(tree):
+            tree = tree[step]
+        elif isinstance(tree, dict):
+            tree = tree[step]
+        else:
             raise KeyError(step)
-        tree = tree[step]
     return tree
 
 

@@ -86,6 +86,8 @@ def describe(state: dict[str, Any]) -> str:
             f"epoch {state['epochs_done'] + 1}/{state['max_epochs']}",
             f"step {state['step']}/{state['steps_per_epoch']}",
         ]
+    if state.get("refit"):
+        parts[0] = f"refit {parts[0]}"
     parts += [f"{key} {value:.4g}" for key, value in state["metrics"].items()]
     if state["examples_per_second"]:
         parts.append(f"{state['examples_per_second']:,.0f} examples/s")
@@ -101,7 +103,8 @@ def _describe_search(state: dict[str, Any]) -> str:
     parts = [f"{state['trials_done']}/{state['trials']} trials: {', '.join(found) or 'none begun'}"]
     if state["best"] is not None:
         parts.append(f"best {state['metric']} {state['best']:.4g} (trial {state['best_trial']})")
-    parts.append(f"about {duration(state['seconds_left'])} left")
+    if state["seconds_left"] is not None:
+        parts.append(f"about {duration(state['seconds_left'])} left")
     return "  ".join(parts)
 
 

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field
 from raynn.distributions import DistributionSettings
 from raynn.expressions import Expression
 from raynn.metrics import QUANTITIES
+from raynn.schedulers import SchedulerSettings
 from raynn.settings import Settings
 
 Direction = Literal["min", "max"]
@@ -69,8 +70,8 @@ class SearchSettings(Settings):
     """The search of `raynn tune`; `raynn train` ignores it.
 
     `space` gives settings by dotted path, each with one distribution, or with `default`, its usual range; a section
-    with `default`, or alone as in `space: regularization`, stands for all its settings that apply. `asha` stops the
-    trials that are behind at the same epoch, `median` those behind the median trial.
+    with `default`, or alone as in `space: regularization`, stands for all its settings that apply. `scheduler` says
+    which trials go on, by kind or as a section: `{kind: asha, grace_period: 2}`.
     """
 
     trials: Annotated[int, Field(ge=1)] = 32
@@ -81,7 +82,7 @@ class SearchSettings(Settings):
             "quasi_random: Sobol's sequence; grid: every combination of distributions with countable values"
         ),
     ] = "optuna"
-    scheduler: Literal["asha", "median", "none"] = "asha"
+    scheduler: Annotated[SchedulerSettings, Field(description="a kind, or a section with its settings")] = "asha"
     concurrent_trials: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     metric: Annotated[str, Field(description="<split>/<quantity>, of train or val")] = "val/loss"
     mode: Annotated[Literal["auto", "min", "max"], Field(description="auto knows which way the metric is better")] = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import threading
 import time
@@ -21,7 +22,6 @@ from raynn.errors import RaynnError
 from raynn.folder import read_result
 from raynn.job import Job
 from raynn.loop import Record
-from raynn.metrics import higher_is_better
 from raynn.preparation import LocalDriver, Prepared
 from raynn.shards import Shard, from_arrays
 from raynn.stopping import decide
@@ -165,11 +165,12 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         ):  # resumed, or another's weights taken over: begin with what is kept
             path = self.folder / "metrics.jsonl"
             lines = path.read_text().splitlines()[: int(record["epoch"]) - 1]
-            self.history = [json.loads(line) for line in lines]
+            read: list[Record] = [json.loads(line) for line in lines]
+            # null stands for NaN
+            self.history = [{k: math.nan if v is None else v for k, v in record.items()} for record in read]
         self.history.append(record)
         job = self.job.after(len(self.history) - 1)
-        monitor = job.early_stopping.monitor
-        stopped = decide(job.early_stopping, self.history, higher_is_better(monitor)).stop
+        stopped = decide(job.early_stopping, self.history).stop
         return stopped or len(self.history) >= job.optimization.max_epochs
 
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from raynn.data import fetch
 from raynn.encoded import Encoded
 from raynn.errors import RaynnError
 from raynn.placement import place_shards
-from raynn.training import Assignment, run_training
+from raynn.training import Assignment, Shards, run_training
 
 REPORT_EVERY_S = 2.0  # a report is a barrier of all workers and costs 0.1 to 0.2 s
 
@@ -65,19 +66,19 @@ class Gate:
 
 
 def train_worker(config: dict[str, Any]) -> RaynnError | None:
-    """The train function of Ray Train; `config` holds the assignment and the encoded blocks.
+    """The train function of Ray Train; `config` holds the assignment, the encoded blocks, and those for a refit.
 
     An error that is the user's to mend is returned: raised, it would be tried again `max_failures` times. Every worker
     meets it at the same place, because all decide on the same numbers.
     """
     try:
-        _train(config["assignment"], config["encoded"], config["gate"])
+        _train(config["assignment"], config["encoded"], config["refit"], config["gate"])
     except RaynnError as error:
         return error
     return None
 
 
-def _train(assignment: Assignment, encoded: Encoded, gate: Any) -> None:
+def _train(assignment: Assignment, encoded: Encoded, again: Encoded | None, gate: Any) -> None:
     context = ray.train.get_context()
     # Ray sets one thread a worker; the node's cores are shared out instead
     threads = assignment.job.resources.cpus_per_worker or (os.cpu_count() or 1) // context.get_local_world_size()
@@ -85,12 +86,14 @@ def _train(assignment: Assignment, encoded: Encoded, gate: Any) -> None:
     device = ray.train.torch.get_device()
     workers = Workers(context.get_world_rank(), context.get_world_size(), device)
     scratch = Path(assignment.folder) / "scratch" / f"worker-{workers.rank}"
-    shards = place_shards(
-        encoded, fetch, assignment.job, workers, context.get_local_world_size(), scratch, assignment.tests
-    )
+    num_here = context.get_local_world_size()
+
+    def place(encoded: Encoded, name: str = "") -> Shards:
+        return place_shards(encoded, fetch, assignment.job, workers, num_here, scratch / name, assignment.tests)
+
     record: dict[str, float]
     if gate is not None:
-        for record in run_training(assignment, shards, workers):
+        for record in run_training(assignment, place(encoded), workers):
             # the first worker waits at the gate, the others for its word
             may_go_on = ray.get(gate.arrive.remote(record)) if workers.rank == 0 else True
             if not workers.decided(float(may_go_on)):
@@ -98,7 +101,8 @@ def _train(assignment: Assignment, encoded: Encoded, gate: Any) -> None:
         return
     reported_at = time.monotonic()
     record = {}
-    for record in run_training(assignment, shards, workers):
+    place_refit = None if again is None else partial(place, again, "refit")
+    for record in run_training(assignment, place(encoded), workers, place_refit):
         # every rank must report equally often: the first rank's clock decides
         if workers.decided(time.monotonic() - reported_at) >= REPORT_EVERY_S:
             ray.train.report(dict(record))

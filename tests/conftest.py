@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from flowers import flowers, paint
+from tides import tides
 
 from raynn.job import Job
 from raynn.trainer import train
@@ -25,6 +26,7 @@ def _to_itself() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("WANDB_MODE", "disabled")
+        patch.setenv("RAYNN_REPORT", "off")  # a tenth of a second a run; the tests of reports write theirs
         patch.delenv("RAY_ADDRESS", raising=False)
         yield
 
@@ -56,6 +58,43 @@ def image_classifier(garden: Path) -> Path:
     """A run that tells cats from dogs, pictures of 8 x 8."""
     data = {"train": str(garden / "pets"), "target": "label"}
     return _trained(garden, "pets", data, network={"kind": "cnn", "channels": [4]}, epochs=2)
+
+
+@pytest.fixture(scope="session")
+def writer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has learned to count: 0123456789 again and again."""
+    folder = tmp_path_factory.mktemp("writer")
+    (folder / "digits.txt").write_text("0123456789\n" * 300)
+    job = {
+        "name": "writer",
+        "data": {"train": str(folder / "digits.txt"), "window": 16},
+        "network": {"kind": "text_generator", "width": 16, "layers": 1, "heads": 2},
+        "optimization": {"global_batch_size": 8, "max_epochs": 12, "learning_rate": 1e-2},
+        "storage": str(folder),
+    }
+    return train(Job.from_dict(job))
+
+
+@pytest.fixture(scope="session")
+def painter(garden: Path) -> Path:
+    """A run that draws cats and dogs, badly."""
+    job = {
+        "name": "painter",
+        "data": {"train": str(garden / "pets"), "target": "label"},
+        "network": {"kind": "image_generator", "channels": [8, 8], "steps": 2},
+        "optimization": {"global_batch_size": 8, "max_epochs": 1},
+        "storage": str(garden / "runs"),
+    }
+    return train(Job.from_dict(job))
+
+
+@pytest.fixture(scope="session")
+def forecaster(garden: Path) -> Path:
+    """A run that forecasts the height and the flow of the tide at two stations, twelve hours ahead."""
+    pq.write_table(tides(240, ("Brest", "Aden")), garden / "tides.parquet")
+    data = {"train": str(garden / "tides.parquet"), "target": ["height", "flow"], "time": "time", "series": "station"}
+    data |= {"features": ["moon", "wind"], "window": 24, "horizon": 12, "test": 0.2}
+    return _trained(garden, "tides", data)
 
 
 def _trained(

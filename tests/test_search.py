@@ -87,7 +87,10 @@ BAD_DISTRIBUTIONS = {
     "no choice": ({"choice": []}, ".choice = []: must have at least 1 value"),
     "same choice": ({"choice": ["a", "b", "a"]}, ".choice = ['a', 'b', 'a']: 'a' is given twice"),
     "infinite": ({"uniform": [0, float("inf")]}, ".uniform[1] = .inf: must be a finite number"),
-    "misspelt": ({"unifrom": [0, 1]}, ": must be one of 'default', 'keep' or a section with one of the keys 'uniform',"),
+    "misspelt": (
+        {"unifrom": [0, 1]},
+        ": must be one of 'default', 'keep' or a section with one of the keys 'uniform',",
+    ),
     "bare bounds": ([0, 1], " = [0, 1]: must be one of 'default', 'keep' or a section with one of the keys 'uniform',"),
     "two": ({"uniform": [0, 1], "choice": [1]}, ": must have only one of the keys 'uniform', 'choice'"),
     "none": ({}, ": must be one of 'default', 'keep' or a section with one of the keys 'uniform',"),
