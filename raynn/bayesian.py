@@ -26,7 +26,7 @@ from raynn.ledger import Trial, Values
 from raynn.pareto import scores
 from raynn.scales import Distribution
 from raynn.search import Objective
-from raynn.space import Space
+from raynn.space import Space, key
 
 if TYPE_CHECKING:
     import optuna
@@ -116,10 +116,10 @@ def past_trials(
     points = known_points(trials, objectives)
     found = list[FrozenTrial]()
     for trial, point in zip(trials, points, strict=True):
-        values = space.nearest(trial.settings)
-        if values is None or (point is None and trial.ended):
+        encoded = _encoded(space, trial.settings)
+        if encoded is None or (point is None and trial.ended):
             continue
-        parameters, distributions = _encoded(space, values)
+        parameters, distributions = encoded
         notes = trial.notes.get("optuna", {})
         found.append(
             FrozenTrial(
@@ -161,8 +161,16 @@ def _has_inner(space: Space) -> bool:
     return any(isinstance(d, ChoiceSettings) and any(d.inner) for d in space.axes.values())
 
 
-def _encoded(space: Space, values: Values) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings as a sampler sees them, and their distributions."""
+def _encoded(space: Space, settings: Values) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Settings as a sampler sees them, and their distributions; None of settings that are none of the space's."""
+    name = key(settings)
+    if name not in space.memory:
+        values = space.nearest(settings)
+        space.memory[name] = None if values is None else _encode(space, values)
+    return space.memory[name]
+
+
+def _encode(space: Space, values: Values) -> tuple[dict[str, Any], dict[str, Any]]:
     parameters: dict[str, Any] = {}
     distributions: dict[str, Any] = {}
     for name, value in values.items():

@@ -7,6 +7,7 @@ import json
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
+from functools import cached_property
 from statistics import NormalDist
 from typing import Annotated, Any
 
@@ -269,7 +270,7 @@ class ChoiceSettings(Distribution):
         Field(min_length=1, description="values, each of which fits, or distributions of values that fit"),
     ]
 
-    @property
+    @cached_property
     def inner(self) -> tuple[Distribution | None, ...]:
         """For each choice the distribution that stands in its place, or None."""
         return tuple(inner_distribution(value) for value in self.choice)

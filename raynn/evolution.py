@@ -46,7 +46,7 @@ def cmaes_proposals(
     optimizer = _replayed(_begun(space, names, objectives, search_seed, earlier), trials)
     told = _generation_to_tell(optimizer, trials, objectives)
     if told:
-        _tell(optimizer, told, trials)
+        _tell(optimizer, told, _drawn_at(trials))
     optimizer.reseed_rng(seed)
     for _ in range(MAX_PROPOSALS):
         at_D, raw_D = optimizer.ask()
@@ -115,13 +115,19 @@ def _generation_to_tell(
 
 def _replayed(optimizer: Any, trials: Sequence[Trial]) -> Any:
     """The optimizer after all generations that trials have noted."""
+    drawn_at = _drawn_at(trials)
     for trial in trials:
         notes = trial.notes.get("cmaes")
         if isinstance(notes, dict) and notes["generation"] > optimizer.generation:
-            _tell(optimizer, notes["told"], trials)
+            _tell(optimizer, notes["told"], drawn_at)
     return optimizer
 
 
-def _tell(optimizer: Any, told: Any, trials: Sequence[Trial]) -> None:
-    by_number: dict[int, Any] = {trial.number: trial.notes["cmaes"] for trial in trials if "cmaes" in trial.notes}
-    optimizer.tell([(np.array(by_number[number]["x"]), value) for number, value in told])
+def _drawn_at(trials: Sequence[Trial]) -> dict[int, Any]:
+    """Where in the unit cube trials lie, by number."""
+    notes = {trial.number: trial.notes.get("cmaes") for trial in trials}
+    return {number: note["x"] for number, note in notes.items() if isinstance(note, dict)}
+
+
+def _tell(optimizer: Any, told: Any, drawn_at: Mapping[int, Any]) -> None:
+    optimizer.tell([(np.array(drawn_at[number]), value) for number, value in told])

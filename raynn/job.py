@@ -22,7 +22,6 @@ from raynn.problems import Path, Problem, problems_in, show, split
 from raynn.regularization import RegularizationSettings
 from raynn.resources import ResourcesSettings
 from raynn.rules import RuleSettings
-from raynn.schedulers import space_problems
 from raynn.search import SearchSettings
 from raynn.searchable import Searched, search_problems, within
 from raynn.settings import Settings
@@ -257,15 +256,9 @@ def _relations(job: Job) -> Iterator[tuple[str, str, tuple[str, ...]]]:
 
 
 def _search_problems(job: Job) -> Iterator[tuple[str, str]]:
-    if job.search is None:
-        return
-    tree = job.model_dump(mode="json", exclude={"search"})
-    searched = Searched(job.search, tree, partial(split, Job), _tree_problems, NOT_SEARCHED)
-    found = list(search_problems(searched))
-    yield from found
-    if not found:
-        for name, message in space_problems(job.search.scheduler, searched.axes):
-            yield searched.where(name) if name else "search.space", message
+    if job.search is not None:
+        tree = job.model_dump(mode="json", exclude={"search"})
+        yield from search_problems(Searched(job.search, tree, partial(split, Job), _tree_problems, NOT_SEARCHED))
 
 
 def _tree_problems(tree: dict[str, JsonValue]) -> list[tuple[Problem, tuple[str, ...]]]:

@@ -13,6 +13,7 @@ from raynn.distributions import (
     RandintSettings,
     UniformSettings,
 )
+from raynn.rules import RULES, SECTION_KEYS
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Range:
 
 
 _SEES_IMAGES = ("feedforward", "cnn", "image_generator", "custom")
+
+SECTIONS = ("regularization", "optimization", "early_stopping")
 
 RANGES: dict[str, Range] = {
     "regularization.dropout": Range(UniformSettings(uniform=(0.0, 0.6))),
@@ -48,8 +51,6 @@ RANGES: dict[str, Range] = {
     "optimization.warmup_fraction": Range(ChoiceSettings(choice=(0.0, {"uniform": [0.02, 0.3]}))),
     "optimization.plateau_factor": Range(UniformSettings(uniform=(0.1, 0.8))),
     "optimization.plateau_patience": Range(RandintSettings(randint=(1, 6))),
-    "early_stopping.patience": Range(RandintSettings(randint=(2, 12))),
-    "early_stopping.min_delta": Range(ChoiceSettings(choice=(0.0, {"loguniform": [1e-5, 1e-2]}))),
 }
 
 # Without this a setting has no effect, whatever its value.
@@ -57,8 +58,6 @@ _REACHED_WHEN: dict[str, str] = {
     "optimization.momentum": "optimization.optimizer == 'sgd'",
     "optimization.plateau_factor": "optimization.schedule == 'plateau'",
     "optimization.plateau_patience": "optimization.schedule == 'plateau'",
-    "early_stopping.patience": "early_stopping.rule != 'none'",
-    "early_stopping.min_delta": "early_stopping.rule != 'none'",
 }
 
 
@@ -71,16 +70,30 @@ def default_ranges(
         tree: the job, plain; its network and task say what applies.
         columns: kinds of the features; None where they are not known yet.
     """
+    ranges = {path: entry.distribution for path, entry in RANGES.items()} | _of_stopping(tree)
     return {
-        path: entry.distribution
-        for path, entry in RANGES.items()
+        path: distribution
+        for path, distribution in ranges.items()
         if path == name or (path.startswith(f"{name}.") and why_ignored(path, tree, columns) is None)
     }
 
 
 def reached_when(path: str) -> str | None:
     """The expression without which a setting has no effect, whatever its value; None where there is none."""
-    return _REACHED_WHEN.get(path)
+    section, _, key = path.partition(".")
+    if section != "early_stopping":
+        return _REACHED_WHEN.get(path)
+    if rules := [rule for rule, spec in RULES.items() if key in spec.keys]:
+        return f"early_stopping.rule in {rules}"
+    if key == "factor":
+        return "early_stopping.reductions > 0"
+    return "early_stopping.rule != 'none'" if key in SECTION_KEYS else None
+
+
+def _of_stopping(tree: Mapping[str, Any]) -> dict[str, DistributionSettings]:
+    """The ranges of the keys that the job's stopping rule uses."""
+    keys = {**RULES[tree["early_stopping"]["rule"]].keys, **SECTION_KEYS} if "early_stopping" in tree else {}
+    return {f"early_stopping.{key}": distribution for key, distribution in keys.items() if distribution is not None}
 
 
 def why_ignored(path: str, tree: Mapping[str, Any], columns: Iterable[str] | None = None) -> str | None:

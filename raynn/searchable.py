@@ -17,8 +17,9 @@ from raynn.distributions import ChoiceSettings, kind_of
 from raynn.expressions import Expression
 from raynn.metrics import metric_problem
 from raynn.problems import Path, Problem, dotted, hinted, show
-from raynn.ranges import RANGES, reached_when, why_ignored
+from raynn.ranges import SECTIONS, default_ranges, reached_when, why_ignored
 from raynn.scales import Distribution
+from raynn.schedulers import space_problems
 from raynn.search import COSTS, SearchSettings
 from raynn.space import Space, conditions, expanded, has_effect, ordered, value_at_path, written
 
@@ -82,6 +83,8 @@ def search_problems(job: Searched) -> Iterator[tuple[str, str]]:
     found += _rule_problems(job)
     yield from found
     if not found:
+        for name, message in space_problems(job.search.scheduler, job.axes):
+            yield job.where(name) if name else "search.space", message
         yield from _algorithm_problems(job)
         yield from _never_met(job)
 
@@ -124,11 +127,11 @@ def _space_problems(job: Searched) -> Iterator[tuple[str, str]]:
 
 def _no_default(job: Searched, name: str) -> str | None:
     """Why a setting or a section has no default to search, or None where it has."""
-    if name in RANGES:
-        return _without_effect(job, name)
-    if any(within(path, name) for path in RANGES):
+    if name in SECTIONS:
         return None
-    known = [*dict.fromkeys(path.partition(".")[0] for path in RANGES), *RANGES]
+    if default_ranges(name, job.tree):
+        return _without_effect(job, name)
+    known = [*SECTIONS, *(path for section in SECTIONS for path in default_ranges(section, job.tree))]
     text = f"there is no default range for {name!r}: give a distribution, or one of {', '.join(known)}"
     return hinted(text, name, known)
 

@@ -122,6 +122,11 @@ class Space:
                 yield active
 
     @cached_property
+    def memory(self) -> dict[str, Any]:
+        """What an algorithm has worked out of settings seen before, by `key`: saves time, and changes nothing."""
+        return {}
+
+    @cached_property
     def listed(self) -> tuple[Values, ...] | None:
         """All combinations of a small space; None of a large one."""
         return tuple(self.combinations()) if self.count <= LISTED else None
@@ -146,7 +151,9 @@ def expanded(
             axes.pop(name, None)
         elif isinstance(what, Distribution):
             axes[name] = what
-    return {name: each for name, each in axes.items() if name in given or has_effect(name, tree, axes)}
+    while idle := [name for name in axes if name not in given and not has_effect(name, tree, axes)]:
+        axes = {name: each for name, each in axes.items() if name not in idle}  # others may hang on these
+    return axes
 
 
 def has_effect(name: str, tree: Mapping[str, Any], searched: Iterable[str]) -> bool:

@@ -110,7 +110,7 @@ def test_every_default_range_fits_its_setting(kind: str) -> None:
     space = job.space()
     written_out = {name: distribution.model_dump(mode="json") for name, distribution in space.axes.items()}
     again = job_with(written_out, kind=kind)  # each value is checked against its setting
-    assert set(again.space().axes) == set(space.axes) <= set(RANGES)
+    assert set(again.space().axes) == set(space.axes)
     job.with_settings(space.draw([0.37] * len(space.axes)))
 
 
@@ -123,9 +123,29 @@ def test_every_default_is_in_one_table() -> None:
         "optimization.plateau_factor",
         "optimization.plateau_patience",
     }
+    assert "early_stopping.patience" in names
     others = ("optimization.optimizer=sgd", "optimization.schedule=plateau", "early_stopping.rule=none")
     names = set(job_with(sections, *others).space().axes)
-    assert RANGES.keys() - names == {"early_stopping.patience", "early_stopping.min_delta"}
+    assert RANGES.keys() == names
+
+
+def test_the_keys_of_a_stopping_rule_are_searched_where_it_rules() -> None:
+    space = job_with(
+        {
+            "early_stopping.rule": {"choice": ["patience", "up"]},
+            "early_stopping": "default",
+            "early_stopping.strips": {"randint": [1, 4]},
+        }
+    ).space()
+    low, high = space.draw([0.0] * len(space.axes)), space.draw([0.999] * len(space.axes))
+    assert "early_stopping.patience" in low.keys() - high.keys()
+    assert "early_stopping.strips" in high.keys() - low.keys()
+    assert "early_stopping.factor" in high.keys() - low.keys()  # there are no reductions in the other
+    assert "early_stopping.target" not in space.axes
+    (line,) = error_of({"early_stopping.alpha": {"uniform": [1, 4]}})
+    assert (
+        "has no effect: early_stopping.rule = 'patience', and it is used where early_stopping.rule in ['gl', " in line
+    )
 
 
 def test_a_section_stands_for_what_applies() -> None:
