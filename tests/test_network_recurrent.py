@@ -253,6 +253,16 @@ def test_initial_weights(cell: str, bidirectional: bool) -> None:
             assert parameter.abs().max() > 0.1
 
 
+@pytest.mark.parametrize("build_network", [build, lambda cell, **fields: language_model(cell, **fields)])
+@pytest.mark.parametrize("cell", CELLS)
+def test_uniform_initial_weights_are_those_of_torch(cell: str, build_network: Any) -> None:
+    model = build_network(cell, initialization="uniform", hidden=100)
+    weights = [p for name, p in model.layers.named_parameters() if "weight_hh" in name or "bias" in name]
+    for weight in weights:  # uniform within 1 / sqrt(hidden)
+        assert 0.09 < float(weight.detach().abs().max()) <= 0.1
+        assert float(weight.detach().std()) == pytest.approx(0.1 / math.sqrt(3), rel=0.1)
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_decay_shrinks_the_weights_and_spares_biases(cell: str) -> None:
     model = build(cell, layers=2, bidirectional=True, pooling="attention")
