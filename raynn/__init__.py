@@ -1,10 +1,10 @@
 """raynn: one job file trains a network, data-parallel on Ray, to the same result on any number of workers.
 
-The verbs are the commands': `Job.load(path)`, `train(job)`, `evaluate(run)`, `predict(run, data)`.
+The verbs are the commands': `Job.load(path)`, `train(job)`, `tune(job)`, `evaluate(run)`, `predict(run, data)`.
 They load PyTorch and Ray when first used; `import raynn` alone loads neither.
 
 The map of the house, from the ground up. A module imports only modules above it here; `ray` appears in cluster,
-data, worker and trainer, `wandb` in tracking alone.
+data, worker, trainer, trial, desk and tuner, `wandb` in tracking alone.
 
     errors.py          the exception tree; each message: field, value, relation, remedy
     settings.py        Settings: frozen, no unknown key; the only base class of a job's sections
@@ -12,9 +12,20 @@ data, worker and trainer, `wandb` in tracking alone.
     jobfile.py         a job file as text: YAML with lines and columns, and overrides
     metrics.py         what a run measures, and which way is better
     resources.py       workers, devices, memory: never changes the result
-    stopping.py        when to stop: pure rules over the history
+    ledger.py          a search's trials, and the journal they are kept in
+    race.py            what trials are compared by, and what a scheduler answers
+    halving.py         the best share goes on: ASHA, ASHA that promotes, HyperBand
+    median.py          what is worse than the median is cut
+    exploration.py     settings changed while a trial trains: which may be, and by how much
+    bandit.py          which settings to try next, by what others have gained
+    population.py      trials that take over each other's weights
+    schedulers.py      which trial goes on: all kinds in one table
     search.py          what a search may vary
+    rules.py           what each stopping rule says of a curve
+    stopping.py        when to stop: a decision over the history
+    director.py        what a search does next: a function of its ledger
     progress.py        one line of progress, drawn from the run folder
+    estimate.py        how long a search will take
     generators.py      data made up by a formula, with the best figure known
     mnist1d.py         ten shapes hidden in noise
     corpora.py         Python's standard library as text
@@ -56,6 +67,7 @@ data, worker and trainer, `wandb` in tracking alone.
     shards.py          a worker's rows as tensors: on the GPU, in memory or on disk
     batches.py         which of them a batch holds, in which order
     checkpoint.py      the state to resume from, written whole or not at all
+    refit.py           how long to train anew on training and validation rows together
     loop.py            THE PAGE: a generator that yields one record per epoch
     training.py        one run on one worker, whoever started it
     placement.py       which rows a worker holds, and where
@@ -63,9 +75,17 @@ data, worker and trainer, `wandb` in tracking alone.
     data.py            the same preparation, mapped over a cluster by Ray Data
     worker.py          what each Ray Train worker runs
     trainer.py         one job, trained: in this process or by Ray Train
+    outcome.py         what a search leaves: a table, the best job, whether it was luck
+    trial.py           what a Tune actor runs, one trial after another
+    desk.py            where Ray Tune meets the director
+    tuner.py           many jobs: a search, from its job file to a model
+    outputs.py         what a run's network gives for encoded rows, and the columns of a prediction
+    forecasts.py       what it says of series: after their end, and of windows
+    documents.py       what it says of texts: how likely each is
     run.py             a run that has ended: open, evaluate, predict rows in memory
     image_quality.py   generated images against real ones, seen by a trained CNN
     prediction.py      a source predicted to a file, here or over Ray Data
+    scan.py            recurrent layers as a scan over their steps
     export.py          the network for other programs
     samples.py         new texts and images from a trained generator
     judgment.py        a generator's images, judged by a CNN of the same data
@@ -93,6 +113,7 @@ if TYPE_CHECKING:
     from raynn.prediction import predict
     from raynn.run import evaluate, open_run
     from raynn.trainer import train
+    from raynn.tuner import tune
 
     __version__: str
 
@@ -110,6 +131,7 @@ __all__ = [
     "open_run",
     "predict",
     "train",
+    "tune",
 ]
 
 # Where the lazy names live; the imports above show the same to type checkers.
@@ -119,6 +141,7 @@ _HOMES = {
     "open_run": "raynn.run",
     "predict": "raynn.prediction",
     "train": "raynn.trainer",
+    "tune": "raynn.tuner",
 }
 
 

@@ -6,7 +6,7 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from raynn.catalog import CATALOG
 from raynn.collectives import gpu_names
@@ -16,9 +16,9 @@ from raynn.lanes import Lanes
 from raynn.networks import NETWORKS
 from raynn.preparation import LocalDriver, split_summary
 from raynn.regularization import RegularizationSettings
+from raynn.rules import RULES
 from raynn.shards import free_memory_bytes
 from raynn.splits import NAMES, TRAIN
-from raynn.stopping import EarlyStoppingSettings
 from raynn.tasks import build_model, checked, prepare_job, understand_job
 from raynn.trainer import uses_ray
 
@@ -99,16 +99,14 @@ def check_job(path: str, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
 
 
 def catalogue() -> dict[str, dict[str, str]]:
-    """Names and one line on each: networks, regularizers, stopping rules, data sets."""
-    rules = get_args(EarlyStoppingSettings.model_fields["rule"].annotation)
-    about_rules = {
-        "patience": "stops when the monitored metric has not improved for so many epochs",
-        "none": "trains all epochs; the best weights return all the same",
-    }
+    """Names and one line on each: networks, regularizers, stopping rules with their keys and sources, data sets."""
     return {
         "networks": {name: spec.description for name, spec in NETWORKS.items()},
         "regularizers": {name: field.description or "" for name, field in RegularizationSettings.model_fields.items()},
-        "stopping_rules": {rule: about_rules[rule] for rule in rules},
+        "stopping_rules": {
+            name: f"{spec.description}; keys: {', '.join(spec.keys) or 'none'} [{spec.source}]"
+            for name, spec in RULES.items()
+        },
         "datasets": {
             name: spec.description + (f" (target: {spec.target})" if spec.target else "")
             for name, spec in CATALOG.items()

@@ -104,8 +104,14 @@ def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Loads an optimizer's state, each moment in its parameter's memory layout, which fused optimizers rely on."""
+    """Loads an optimizer's moments, each in its parameter's memory layout, which fused optimizers rely on.
+
+    Rates and decays stay those that the optimizer was built with: the job may have changed them since.
+    """
+    now = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
+    for group, options in zip(optimizer.param_groups, now, strict=True):
+        group.update(options)
     for parameter, moments in optimizer.state.items():
         for name, value in moments.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:

@@ -83,7 +83,7 @@ def _resume_command(options: argparse.Namespace, job: Job) -> str:
     if (run / "result.json").exists():  # an earlier run, which has ended
         return ""
     overrides = [o for o in options.overrides if not o.startswith("resume=")]
-    return shlex.join(["raynn", "train", options.job, *overrides, "resume=true"])
+    return shlex.join(["raynn", options.name, options.job, *overrides, "resume=true"])
 
 
 def train(options: argparse.Namespace) -> tuple[Answer, str]:
@@ -102,12 +102,50 @@ def train(options: argparse.Namespace) -> tuple[Answer, str]:
     lines = [
         f"{result['status']} after {result['epochs']} epochs: {result['stop_reason']}",
         f"best epoch {result['best_epoch']}: {_metrics_line(result['metrics'])}",
+        *_refitted(result),
         f"{result['parameters']:,} parameters, {result['workers']} worker{'s' if result['workers'] > 1 else ''}, "
         f"{result['examples_per_second']:,.0f} examples/s, first step after {result['seconds_to_first_step']:.1f} s, "
         f"{result['seconds']:.1f} s in all",
         f"{shown}; next: raynn predict {shown} DATA --out predictions.parquet",
     ]
     return finite(result | {"run": str(folder)}), "\n".join(lines)
+
+
+def tune(options: argparse.Namespace) -> tuple[Answer, str]:
+    """The search in the job's `search` section."""
+    from raynn.folder import finite, read_result
+    from raynn.job import Job
+    from raynn.tuner import tune as tune_job
+
+    job = Job.load(options.job, options.overrides)
+    try:
+        folder = tune_job(job, Path(options.job).parent, quiet=options.quiet, started_at=STARTED_AT)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_resume_command(options, job)) from None
+    result = read_result(folder)
+    shown, best = _shown_path(folder), result["best"]
+    trials = ", ".join(f"{number} {status.replace('_', ' ')}" for status, number in result["trials"].items() if number)
+    settings = ", ".join(
+        f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in best["settings"].items()
+    )
+    lines = [
+        f"{sum(result['trials'].values())} trials: {trials}; {result['stop_reason']}",
+        f"best is trial {best['number']}: {settings or 'the job as it is'}",
+        _metrics_line(best["metrics"]),
+        *_luck_lines(result),
+        f"{result['seconds']:.0f} s in all, {result['device_hours']:.2g} device-hours",
+        f"{shown}; next: raynn train {shown}/job.best.yaml",
+    ]
+    return finite(result | {"run": str(folder)}), "\n".join(lines)
+
+
+def _luck_lines(result: Mapping[str, Any]) -> list[str]:
+    """The best trials over several seeds."""
+    return [
+        f"trial {row['number']} over {len(row['values'])} seeds: {result['metric']} {row['mean']:.4g} +- {row['sd']:.2g}"
+        for row in result["repeats"]
+    ]
 
 
 def evaluate(options: argparse.Namespace) -> tuple[Answer, str]:
@@ -202,6 +240,16 @@ def list_all(options: argparse.Namespace) -> tuple[Answer, str]:
     return answer, "\n\n".join(blocks)
 
 
+def _refitted(result: Mapping[str, Any]) -> list[str]:
+    """Which of the metrics are whose, of a run that was refitted."""
+    if "refit" not in result:
+        return []
+    return [
+        f"refitted on train and validation for {result['refit']['steps']} steps: test/ is of model/, val/ of "
+        "model-validated/"
+    ]
+
+
 def _metrics_line(metrics: Mapping[str, float | None]) -> str:
     return ", ".join(f"{key} {'none' if value is None else format(value, '.4g')}" for key, value in metrics.items())
 
@@ -241,6 +289,9 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     sub = add("train", train)
+    sub.add_argument("job", metavar="JOB.yaml")
+    sub.add_argument("overrides", nargs="*", metavar="dotted.key=value")
+    sub = add("tune", tune)
     sub.add_argument("job", metavar="JOB.yaml")
     sub.add_argument("overrides", nargs="*", metavar="dotted.key=value")
     sub = add("evaluate", evaluate)

@@ -123,9 +123,11 @@ def _choose(names: Sequence[str]) -> str:
     return f"name it: `data.features: [{names[0]}]`" + (f" (or {', '.join(names[1:5])})" if len(names) > 1 else "")
 
 
-def prepare_corpus(understood: Understood, driver: Driver, preprocessing: Preprocessing | None = None) -> Prepared:
+def prepare_corpus(
+    understood: Understood, driver: Driver, preprocessing: Preprocessing | None = None, refit: bool = False
+) -> Prepared:
     """Reads, splits, fits the vocabulary on the training text, encodes and plans windows; with `preprocessing` (a
-    trained run's) nothing is fitted.
+    trained run's) nothing is fitted. With `refit` the text is also given without validation, which joins training.
 
     Raises:
         DataError: too many bad rows, a split without text, a window longer than the text.
@@ -141,12 +143,14 @@ def prepare_corpus(understood: Understood, driver: Driver, preprocessing: Prepro
     if not preprocessing.window:
         preprocessing = replace(preprocessing, window=_window(texts, plan.settings))
     window = preprocessing.window
-    windows = (
-        training_windows(*texts.runs(TRAIN), window, plan.settings.stride or window),
-        scoring_windows(*texts.runs(VALIDATION), window),
-        scoring_windows(*texts.runs(TEST), window),
-    )
+    windows = _windows_of_splits(texts, window, plan.settings)
     _check_windows(windows, plan.settings)
+    corpus = texts.in_windows(windows, preprocessing, driver)
+    all_text = None
+    if refit:
+        whole = replace(texts, split_P=np.where(texts.split_P == VALIDATION, TRAIN, texts.split_P))
+        planned = replace(corpus.windows, windows=_windows_of_splits(whole, window, plan.settings))
+        all_text = replace(corpus, windows=planned)
     tokenizer = encoding_of(preprocessing).tokenizer
     split_D = np.where(cuts_D3.any(1), cuts_D3.argmax(1), EXCLUDED).astype(np.uint8)
     return Prepared(
@@ -154,12 +158,21 @@ def prepare_corpus(understood: Understood, driver: Driver, preprocessing: Prepro
         f"the text of column {column.name!r} in windows of {window} of {tokenizer.vocabulary_size:,} different "
         f"{tokenizer.kind}",
         preprocessing,
-        texts.in_windows(windows, preprocessing, driver),
+        corpus,
         tuple(np.split(split_D, np.cumsum(read.counts)[:-1])),
         read.bad_rows,
         read.num_source_rows,
         tuple(_notes(plan.settings, cuts_D3, texts)),
         cuts,
+        refit=all_text,
+    )
+
+
+def _windows_of_splits(texts: Texts, window: int, settings: DataSettings) -> tuple[WindowPlan, WindowPlan, WindowPlan]:
+    return (
+        training_windows(*texts.runs(TRAIN), window, settings.stride or window),
+        scoring_windows(*texts.runs(VALIDATION), window),
+        scoring_windows(*texts.runs(TEST), window),
     )
 
 

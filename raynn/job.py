@@ -8,19 +8,22 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
-from pathlib import Path
+from pathlib import Path as FilePath
 from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, Field, JsonValue
 
+from raynn.errors import JobError
 from raynn.jobfile import Document, dump
 from raynn.lanes import MAX_LANES, lane_count
 from raynn.metrics import Task, metric_problem
 from raynn.networks import NETWORKS, NetworkSettings, defaults_for
 from raynn.optimization import OptimizationSettings
-from raynn.problems import Problem, dotted, problems_in, show, split
+from raynn.problems import Path, Problem, dotted, problems_in, show, split
 from raynn.regularization import RegularizationSettings
 from raynn.resources import ResourcesSettings
+from raynn.rules import RuleSettings
+from raynn.schedulers import space_problems
 from raynn.search import (
     ChoiceSettings,
     DistributionSettings,
@@ -31,7 +34,7 @@ from raynn.search import (
 )
 from raynn.settings import Settings
 from raynn.sources import DataSettings
-from raynn.stopping import EarlyStoppingSettings
+from raynn.stopping import EarlyStoppingSettings, monitors, rule_problems, unused_keys
 from raynn.tracking import TrackingSettings
 
 # Sections and keys that say where and how a job runs, not what comes out.
@@ -43,10 +46,22 @@ NOT_SEARCHED: dict[str, str] = {
     **dict.fromkeys(NOT_THE_RESULT, "it never changes the result"),
     **dict.fromkeys(("task", "data.train", "data.validation", "data.test", "data.target"), _SAME_ROWS),
     **dict.fromkeys(("data.group", "data.time", "data.horizon", "data.max_bad_rows"), _SAME_ROWS),
+    "refit": "a trial is scored by its validation rows, before it would be refitted",
     "network.kind": "the other keys of `network` depend on it; search each kind with a job of its own",
 }
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+
+
+# What may change while a network trains: neither its weights' shapes nor the rows and their order depend on it.
+MAY_CHANGE = ("regularization", "early_stopping", "optimization.learning_rate", "optimization.momentum")
+
+
+class ChangeSettings(Settings):
+    """Settings that take the place of others once so many epochs are trained."""
+
+    after_epoch: Annotated[int, Field(ge=1)]
+    settings: Annotated[dict[str, JsonValue], Field(min_length=1, description="dotted path: value")]
 
 
 def _folder_name(name: str) -> str:
@@ -74,20 +89,26 @@ class Job(Settings):
     regularization: RegularizationSettings = RegularizationSettings()
     optimization: OptimizationSettings = OptimizationSettings()
     early_stopping: EarlyStoppingSettings = EarlyStoppingSettings()
+    refit: Annotated[
+        bool, Field(description="once stopping has found the steps to train, train anew on train and validation")
+    ] = False
     resources: ResourcesSettings = ResourcesSettings()
     search: SearchSettings | None = None
+    changes: Annotated[
+        tuple[ChangeSettings, ...], Field(description="settings that change during training, as a search found them")
+    ] = ()
     tracking: TrackingSettings = TrackingSettings()
     storage: Annotated[str, Field(min_length=1, description="folder or URL that run folders go to")] = "runs"
     resume: Annotated[bool, Field(description="continue the run of this name instead of starting another")] = False
 
     @classmethod
-    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Job:
+    def load(cls, path: str | FilePath, overrides: Sequence[str] = ()) -> Job:
         """The job in a YAML file, with overrides `dotted.key=value` on top of it, the last one winning.
 
         Raises:
             JobError: everything that is wrong, a line each: file:line:column, dotted key, value, remedy.
         """
-        path = Path(path)
+        path = FilePath(path)
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._")[:100]
         return cls._from_document(Document.read(path), overrides, name=stem or "job")
 
@@ -117,6 +138,30 @@ class Job(Settings):
             raise document.error(problems)
         return job
 
+    def with_settings(self, settings: Mapping[str, JsonValue]) -> Job:
+        """The job with these values at their dotted paths, and without a search.
+
+        Raises:
+            JobError: what no longer fits, a line each.
+        """
+        tree = self.model_dump(mode="json", exclude={"search"})
+        for name, value in settings.items():
+            path = split(Job, name)
+            _value_at(tree, path[:-1])[path[-1]] = value
+        return Job.from_dict(tree)
+
+    def after(self, epochs: int) -> Job:
+        """The job as it is in force once so many epochs are trained.
+
+        Raises:
+            JobError: a change that does not fit.
+        """
+        changed: dict[str, JsonValue] = {}
+        for change in self.changes:
+            if change.after_epoch <= epochs:
+                changed |= change.settings
+        return self.with_settings(changed) if changed else self
+
     def to_yaml(self) -> str:
         """The job fully resolved, defaults written out: `load` gives the same job back."""
         return dump(_written(self, defaults_for(self.network.kind)))
@@ -140,13 +185,42 @@ def differences(a: Job, b: Job) -> list[str]:
 
 def cross_check(job: Job) -> list[tuple[str, str]]:
     """What does not fit together although each value is valid: (dotted path, message) of each problem."""
-    return [*((path, message) for path, message, _ in _relations(job)), *_search_problems(job)]
+    return [*((path, message) for path, message, _ in _relations(job)), *_change_problems(job), *_search_problems(job)]
+
+
+def may_change(name: str) -> bool:
+    """Whether the setting at a dotted path may change while a network trains."""
+    return any(_within(name, able) for able in MAY_CHANGE) and name not in MAY_CHANGE[:2]
+
+
+def _change_problems(job: Job) -> Iterator[tuple[str, str]]:
+    before = 0
+    for change in job.changes:
+        if not before < change.after_epoch < job.optimization.max_epochs:
+            bounds = f"more than {before} and less than optimization.max_epochs = {job.optimization.max_epochs}"
+            yield "changes", f"after_epoch = {change.after_epoch} must be {bounds}"
+        before = change.after_epoch
+        rules = [name for name in change.settings if _within(name, "early_stopping")]
+        if rules and (job.early_stopping.reductions or "early_stopping.reductions" in rules):
+            yield "changes", f"{rules[0]!r} cannot change with early_stopping.reductions, which earlier epochs decided"
+            continue
+        fixed = [name for name in change.settings if not may_change(name)]
+        if fixed:
+            able = ", ".join([*(f"{section}.*" for section in MAY_CHANGE[:2]), *MAY_CHANGE[2:]])
+            yield "changes", f"{fixed[0]!r} cannot change during training; what can: {able}"
+            continue
+        try:
+            job.model_copy(update={"changes": ()}).with_settings(change.settings)
+        except (JobError, KeyError) as error:
+            yield "changes", f"after epoch {change.after_epoch}: {error}"
 
 
 def _relations(job: Job) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """What does not fit together outside of `search`: path, message, and the other paths that have a part in it."""
-    if message := metric_problem(job.early_stopping.monitor, job.task):
-        yield "early_stopping.monitor", message, ("task",)
+    for where, monitor in monitors(job.early_stopping):
+        if message := metric_problem(monitor, job.task):
+            yield where, message, ("task",)
+    yield from rule_problems(job.early_stopping)
     tasks = NETWORKS[job.network.kind].tasks
     if job.task is not None and job.task not in tasks:
         yield "task", f"a network of kind {job.network.kind!r} is for {' and '.join(tasks)}", ("network.kind",)
@@ -183,6 +257,8 @@ def _search_problems(job: Job) -> Iterator[tuple[str, str]]:
         return
     if message := metric_problem(job.search.metric, job.task):
         yield "search.metric", message
+    for name, message in space_problems(job.search.scheduler, job.search.space):
+        yield f"search.space.{name}" if name else "search.space", message
     for name, distribution in job.search.space.items():
         kind = next(iter(type(distribution).model_fields))
         if job.search.algorithm == "grid" and drawn_real(distribution) is not None and kind != "quniform":
@@ -203,18 +279,19 @@ def _not_searchable(job: Job, name: str) -> str | None:
     """Why a dotted path cannot be searched, or None where it can."""
     path = split(Job, name)
     for length in range(1, len(path) + 1):
-        reason = NOT_SEARCHED.get(".".join(path[:length]))
+        reason = NOT_SEARCHED.get(dotted(path[:length]))
         if reason:
-            return f"{'.'.join(path[:length])!r} cannot be searched: {reason}"
+            return f"{dotted(path[:length])!r} cannot be searched: {reason}"
     resolved = job.model_dump(mode="json", exclude=set(NOT_THE_RESULT))
     try:
         value = _value_at(resolved, path)
     except KeyError:
         known = [other for other in _leaves(resolved) if not any(_within(other, taboo) for taboo in NOT_SEARCHED)]
         by_key = {other.rpartition(".")[2]: other for other in known}
-        near = get_close_matches(path[-1], by_key, n=1)
+        key = str(path[-1])
+        near = get_close_matches(key, by_key, n=1)
         # A key of the same name elsewhere, else the nearest path, else the nearest key.
-        nearest = by_key.get(path[-1]) or next(iter(get_close_matches(name, known, n=1) or map(by_key.get, near)), None)
+        nearest = by_key.get(key) or next(iter(get_close_matches(name, known, n=1) or map(by_key.get, near)), None)
         text = f"there is no setting {name!r} with a network of kind {job.network.kind!r}"
         return f"{text}. Did you mean {nearest!r}?" if nearest else text
     return f"{name!r} is a section: name one of its keys" if isinstance(value, dict) else None
@@ -268,8 +345,11 @@ def _with_tuned_defaults(tree: dict[str, JsonValue]) -> dict[str, JsonValue]:
 def _written(settings: Settings, tuned: Mapping[str, Any]) -> dict[str, Any]:
     """A section as it is written; null only where leaving the key out would mean something else."""
     tree = {}
+    unused = unused_keys(settings) if isinstance(settings, RuleSettings) else ()
     for key, field in type(settings).model_fields.items():
         value = getattr(settings, key)
+        if key in unused and value == field.default:
+            continue
         if value is not None or field.default is not None or key in tuned:
             inner = tuned.get(key)
             tree[key] = _plain(value, inner if isinstance(inner, dict) else {})
@@ -300,12 +380,15 @@ def _leaves(tree: JsonValue, name: str = "") -> Iterator[str]:
             yield from _leaves(value, f"{name}.{key}" if name else key)
 
 
-def _value_at(tree: Any, path: Sequence[str]) -> Any:
+def _value_at(tree: Any, path: Path) -> Any:
     """The value at a path; KeyError where there is none."""
     for step in path:
-        if not isinstance(tree, dict):
+        if isinstance(tree, list) and isinstance(step, int) and step < len(tree):
+            tree = tree[step]
+        elif isinstance(tree, dict):
+            tree = tree[step]
+        else:
             raise KeyError(step)
-        tree = tree[step]
     return tree
 
 

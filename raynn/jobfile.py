@@ -168,7 +168,7 @@ class Document:
         document.root = document._node_of(tree, "")
         return document
 
-    def override(self, text: str, number: int, split: Callable[[str], tuple[str, ...]]) -> None:
+    def override(self, text: str, number: int, split: Callable[[str], tuple[str | int, ...]]) -> None:
         """Applies `dotted.key=value`, the value in YAML. `split` cuts a dotted key; missing sections are made."""
         place = Place((math.inf, number), f"override {text!r}")
         key, equals, written = text.partition("=")
@@ -181,9 +181,15 @@ class Document:
         node = self.root
         *sections, last = split(key.strip())
         for section in sections:
-            if not isinstance(node.content, dict):
-                node.content = {}
-            node = node.content.setdefault(section, Node({}, place, place))
+            inside = node.child(section)
+            if inside is None:
+                if not isinstance(node.content, dict):
+                    node.content = {}
+                inside = node.content[section] = Node({}, place, place)
+            node = inside
+        if isinstance(node.content, list) and isinstance(last, int) and last < len(node.content):
+            node.content[last] = Node(new.content, place, place)  # a place in a list has no key
+            return
         if not isinstance(node.content, dict):
             node.content = {}
         node.content[last] = Node(new.content, place, place)

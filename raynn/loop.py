@@ -5,11 +5,14 @@ Shapes: B rows of this worker's share of a batch.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -22,12 +25,12 @@ from raynn.collectives import Workers
 from raynn.errors import TrainingError
 from raynn.evaluation import evaluation_of
 from raynn.job import Job
-from raynn.metrics import higher_is_better
 from raynn.networks import NETWORKS
 from raynn.networks.layers import GlobalBatchNorm
 from raynn.objectives import loss_per_row, with_split
 from raynn.optimization import build_optimizer, learning_rate, plateau_reductions
 from raynn.preprocessing import InputSpec
+from raynn.refit import Refit
 from raynn.regularization import AveragedWeights, clip_gradient_norm
 from raynn.shards import Shard
 from raynn.stopping import Decision, decide
@@ -46,6 +49,7 @@ class TrainingState:
     average: AveragedWeights | None = None
     history: list[Record] = field(default_factory=list)
     best_weights: dict[str, Tensor] = field(default_factory=dict)
+    best_state: dict[str, Any] | None = None  # of the best epoch, where training may go back to it
     decision: Decision | None = None
     # seen by the progress line, not part of a checkpoint
     step_of_epoch: int = 0
@@ -70,42 +74,68 @@ class TrainingState:
     def to_dict(self) -> dict[str, Any]:
         """For a checkpoint. Random numbers are functions of (seed, epoch, row): there is no generator to save."""
         return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average.to_dict() if self.average else None,
+            **self.moving(),
             "history": self.history,
             "best_weights": self.best_weights,
+            "best_state": self.best_state,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes the place of a state that `to_dict` wrote."""
+        self.set_moving(state)
+        self.history, self.best_weights = state["history"], state["best_weights"]
+        self.best_state = state["best_state"]
+
+    def moving(self) -> dict[str, Any]:
+        """What a step changes: weights, optimizer, averaged weights."""
+        average = self.average.to_dict() if self.average else None
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "average": average}
+
+    def set_moving(self, state: dict[str, Any]) -> None:
+        """Takes the place of what `moving` gave."""
         self.model.load_state_dict(state["model"])
         restore_optimizer(self.optimizer, state["optimizer"])
-        if self.average:
+        if self.average and state["average"]:
             self.average.restore(state["average"])
-        self.history, self.best_weights = state["history"], state["best_weights"]
+        elif self.average:  # asked for by a change since: averages begin here
+            self.average = AveragedWeights(self.model, self.average.decay)
+
+    def keep_best(self, may_go_back: bool) -> None:
+        """The weights at hand are the best so far."""
+        self.best_weights = {name: w.detach().clone() for name, w in self.evaluated.state_dict().items()}
+        self.best_state = copy.deepcopy(self.moving()) if may_go_back else None
 
 
 def train_epochs(
-    job: Job, inputs: InputSpec, state: TrainingState, train: TrainingShard, validation: Shard, workers: Workers
+    job: Job,
+    inputs: InputSpec,
+    state: TrainingState,
+    train: TrainingShard,
+    validation: Shard,
+    workers: Workers,
+    until: int | None = None,
+    refit: Refit | None = None,
 ) -> Iterator[Record]:
-    """Trains until the stopping rule or `max_epochs` ends it; yields one record an epoch, the same on every worker.
+    """Trains until the stopping rule, `max_epochs` or `until` (epochs) ends it; yields one record an epoch,
+    the same on every worker.
+
+    With `refit`, for exactly its steps and at its rates; there is no validation then, and nothing is decided.
 
     Raises:
         TrainingError: a loss that is not finite.
     """
-    settings = job.optimization
     steps = train.lanes.steps_per_epoch
     network = _data_parallel(state.model, workers)
     ragged = train.shard.ragged if _by_length(job, state.model, workers.device) else ()
-    while not _ended(job, state):
+    while not _ended(job, state, refit) and (until is None or len(state.history) < until):
         epoch = len(state.history)
-        reductions = plateau_reductions(settings, [record["val/loss"] for record in state.history])
+        num_steps = steps if refit is None else min(steps, refit.num_steps - epoch * steps)
+        rate_of = partial(refit.rate, job.optimization) if refit else _schedule(job, state, steps)
         losses = torch.zeros(steps, dtype=torch.float64, device=workers.device)
         state.losses, state.epoch_started = losses, time.perf_counter()
         network.train()
-        for k, (batch, key_B) in enumerate(train.batches(epoch, workers)):
-            rate = learning_rate(settings, epoch * steps + k, steps * settings.max_epochs, reductions)
+        for k, (batch, key_B) in enumerate(islice(train.batches(epoch, workers), num_steps)):
+            rate = rate_of(epoch * steps + k)
             for group in state.optimizer.param_groups:
                 group["lr"] = rate
             batch = augmented(batch, key_B, job.regularization)
@@ -117,27 +147,48 @@ def train_epochs(
                 state.average.update(state.model)
             state.step_of_epoch = k + 1
             state.first_step_at = state.first_step_at or time.time()
-            if (k + 1) % STEPS_BETWEEN_CHECKS == 0 or k + 1 == steps:
+            if (k + 1) % STEPS_BETWEEN_CHECKS == 0 or k + 1 == num_steps:
                 _check_finite(losses[: k + 1], epoch, workers)
-        train_seconds = time.perf_counter() - state.epoch_started
+        # the first worker's clock: rules go by it, and all must decide alike
+        train_seconds = workers.decided(time.perf_counter() - state.epoch_started)
         # losses are sums over this worker's rows: over all workers and steps, per row
-        train_loss = float(workers.sum(losses).sum()) / train.lanes.num_rows
-        record = {"epoch": epoch + 1, "step": (epoch + 1) * steps, "train/loss": train_loss}
-        record |= with_split("val", evaluate_shard(job, inputs, state.evaluated, validation, workers))
-        record |= {"learning_rate": rate, "seconds": train_seconds}
-        record["examples_per_second"] = train.lanes.num_rows / train_seconds
+        num_rows = sum(map(train.lanes.batch_rows, range(num_steps)))
+        train_loss = float(workers.sum(losses).sum()) / num_rows
+        record = {"epoch": epoch + 1, "step": epoch * steps + num_steps, "train/loss": train_loss}
+        if refit is None:
+            record |= with_split("val", evaluate_shard(job, inputs, state.evaluated, validation, workers))
+        record |= {"learning_rate": rate, "seconds": train_seconds, "examples_per_second": num_rows / train_seconds}
         state.history.append(record)
         state.step_of_epoch = 0
-        state.decision = decide(job.early_stopping, state.history, higher_is_better(job.early_stopping.monitor))
-        if state.decision.best_epoch == epoch + 1:
-            state.best_weights = {name: w.detach().clone() for name, w in state.evaluated.state_dict().items()}
+        if refit is None:
+            _take_decision(job, state)
         yield record
 
 
-def _ended(job: Job, state: TrainingState) -> bool:
+def _schedule(job: Job, state: TrainingState, steps: int) -> Callable[[int], float]:
+    """The learning rate as a function of the step, until the epoch ends: later ones know more of the history."""
+    settings = job.optimization
+    reductions = plateau_reductions(settings, [record["val/loss"] for record in state.history])
+    factor = job.early_stopping.factor ** len(state.decision.reactions if state.decision else ())
+    return lambda step: factor * learning_rate(settings, step, steps * settings.max_epochs, reductions)
+
+
+def _take_decision(job: Job, state: TrainingState) -> None:
+    """After an epoch: the best weights are kept, or taken back to train on from them at a lower rate."""
+    state.decision = decide(job.early_stopping, state.history)
+    if state.decision.best_epoch == len(state.history):
+        state.keep_best(may_go_back=job.early_stopping.reductions > 0)
+    if state.decision.back:
+        assert state.best_state is not None
+        state.set_moving(copy.deepcopy(state.best_state))
+
+
+def _ended(job: Job, state: TrainingState, refit: Refit | None) -> bool:
     """Whether the history so far is the whole of it; after a resume the decision is made again from the history."""
+    if refit is not None:
+        return bool(state.history) and state.history[-1]["step"] >= refit.num_steps
     if state.history:
-        state.decision = decide(job.early_stopping, state.history, higher_is_better(job.early_stopping.monitor))
+        state.decision = decide(job.early_stopping, state.history)
     stopped = state.decision is not None and state.decision.stop
     return stopped or len(state.history) >= job.optimization.max_epochs
 

@@ -70,6 +70,16 @@ def _hidden_matrices(model: nn.Module) -> set[nn.Parameter]:
     return {p for p in decayed_and_exempt(model)[0] if p.dim() == 2} - heads
 
 
+class _States(ChainMap[Any, Any]):
+    """The states of several optimizers as one. To look for a parameter's must not make one, as a defaultdict does."""
+
+    def __getitem__(self, key: Any) -> Any:
+        for states in self.maps:
+            if key in states:
+                return states[key]
+        return self.__missing__(key)
+
+
 class MuonAndAdamW(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) for matrices between hidden features, AdamW for everything else, as one optimizer.
 
@@ -98,7 +108,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
         super().__init__([group for part in self.parts for group in part.param_groups], {})
         # the parts' own groups and states: what is set here is set there
         self.param_groups = [group for part in self.parts for group in part.param_groups]
-        self.state = ChainMap(*(part.state for part in self.parts))  # type: ignore[assignment]
+        self.state = _States(*(part.state for part in self.parts))  # type: ignore[assignment]
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step of both."""
@@ -114,7 +124,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self.param_groups = [group for part in self.parts for group in part.param_groups]
-        self.state = ChainMap(*(part.state for part in self.parts))  # type: ignore[assignment]
+        self.state = _States(*(part.state for part in self.parts))  # type: ignore[assignment]
 
 
 def learning_rate(settings: OptimizationSettings, step: int, total_steps: int, num_reductions: int = 0) -> float:

@@ -27,8 +27,10 @@ def place_shards(
     workers: Workers,
     workers_on_node: int,
     scratch: Path,
+    tests: bool = True,
 ) -> Shards:
-    """This worker's rows of each split, in memory where they fit, else in files under `scratch`.
+    """This worker's rows of each split, in memory where they fit, else in files under `scratch`; of the test set none
+    where `tests` is false.
 
     Raises:
         DataError: a global batch larger than the training rows.
@@ -59,5 +61,5 @@ def place_shards(
     def evaluated(split: int, name: str) -> Shard:
         return shard(split, name, *evaluation_rows(encoded.num_rows(split), workers.rank, workers.count))
 
-    test = evaluated(TEST, "test") if encoded.num_rows(TEST) else None
+    test = evaluated(TEST, "test") if tests and encoded.num_rows(TEST) else None
     return Shards(train, evaluated(VALIDATION, "validation"), test)

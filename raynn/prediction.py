@@ -20,9 +20,10 @@ from raynn.errors import DataError
 from raynn.folder import write_bad_rows
 from raynn.forecast import reading_plan
 from raynn.fragments import BadRow, Fragment, read_fragment
+from raynn.outputs import SPLITS
 from raynn.preparation import LocalDriver, Understood, described
 from raynn.progress import Counter
-from raynn.run import SPLITS, Run, SplitRows, open_run
+from raynn.run import Run, SplitRows, open_run
 from raynn.series import read_steps
 from raynn.sources import find_fragments
 

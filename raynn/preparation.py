@@ -159,6 +159,7 @@ class Prepared:
     cuts: tuple[
         NDArray[np.int64], ...
     ] = ()  # of a corpus: characters of every row in each split [rows, 3], by fragment
+    refit: Encoded | None = None  # where asked: the same, validation rows among the training rows
 
 
 @dataclass(frozen=True)
@@ -233,11 +234,16 @@ def sample_of(fragments: Sequence[Fragment], roles: Sequence[int]) -> pa.Table:
 
 
 def prepare(
-    understood: Understood, task: Task | None, seed: int, driver: Driver, preprocessing: Preprocessing | None = None
+    understood: Understood,
+    task: Task | None,
+    seed: int,
+    driver: Driver,
+    preprocessing: Preprocessing | None = None,
+    refit: bool = False,
 ) -> Prepared:
     """Reads, cleans, splits, fits on the training rows, and encodes: rows that stand for themselves.
 
-    With `preprocessing` (a trained run's) nothing is fitted.
+    With `preprocessing` (a trained run's) nothing is fitted. With `refit` the rows are also given without validation.
 
     Raises:
         DataError: too many bad rows, a split or class that cannot be, labels that training never saw.
@@ -263,7 +269,18 @@ def prepare(
     blocks = driver.map(read.blocks, partial(_encoded_block, parts=parts, preprocessing=preprocessing))
     table = np.array([[int((part == s).sum()) for s in range(3)] for part in parts], np.int64).reshape(-1, 3)
     encoded = EncodedBlocks(blocks, table, preprocessing.input_spec)
-    return Prepared(chosen, reason, preprocessing, encoded, tuple(parts), read.bad_rows, read.num_source_rows)
+    # within a block validation rows follow the training rows: counted among them, they are some
+    all_rows = EncodedBlocks(blocks, np.stack([table[:, :2].sum(1), 0 * table[:, 1], table[:, 2]], 1), encoded.inputs)
+    return Prepared(
+        chosen,
+        reason,
+        preprocessing,
+        encoded,
+        tuple(parts),
+        read.bad_rows,
+        read.num_source_rows,
+        refit=all_rows if refit else None,
+    )
 
 
 @dataclass(frozen=True)

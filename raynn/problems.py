@@ -92,17 +92,20 @@ def problems_in(annotation: Any, value: JsonValue, at: Path = (), root: Any = No
     return []
 
 
-def split(annotation: Any, name: str) -> tuple[str, ...]:
-    """The path of a dotted name in the type `annotation`.
+def split(annotation: Any, name: str) -> Path:
+    """The path of a dotted name in the type `annotation`; a number after a list's name is a place in it (0: the first).
 
     Not simply `name.split(".")`: the keys of `search.space` and of `data.columns` may have dots themselves.
     """
-    path: tuple[str, ...] = ()
+    path: Path = ()
     parts = name.split(".")
     while parts and annotation is not None:
         if (of_key := _dict_values(annotation)) is not None:
             ends_inside = len(parts) > 1 and parts[-1] in fields_of(of_key)
             return (*path, ".".join(parts[:-1]), parts[-1]) if ends_inside else (*path, ".".join(parts))
+        if (item := _list_items(annotation)) is not None and parts[0].isdigit():
+            annotation, path = item, (*path, int(parts.pop(0)))
+            continue
         annotation = fields_of(annotation).get(parts[0])
         path = (*path, parts.pop(0))
     return (*path, *parts)
@@ -193,6 +196,14 @@ def _dict_values(annotation: Any) -> Any:
     return None
 
 
+def _list_items(annotation: Any) -> Any:
+    """The type of a list's items, where `annotation` is a list of any length (or None)."""
+    for member in members_of(annotation):
+        if get_origin(bare := _without_metadata(member)) is tuple and get_args(bare)[-1] is ...:
+            return get_args(bare)[0]
+    return None
+
+
 def _child(annotation: Any, step: str | int) -> Any:
     """The type at one key or index of a single type; None where it has none."""
     bare = _without_metadata(annotation)
@@ -269,6 +280,9 @@ def _tag_problem(
 def _union_problems(members: tuple[Any, ...], value: JsonValue, at: Path, root: Any) -> list[Problem]:
     """One explanation for a union: of the member that the value's shape calls for, or of all."""
     union = reduce(or_, members)
+    sections = [member for member in members if is_section(member)]
+    if isinstance(value, dict) and len(sections) > 1 and (tag := _shared_tag(sections)):
+        return problems_in(Annotated[reduce(or_, sections), Field(discriminator=tag)], value, at, root)
     meant = [member for member in members if _has_shape(value, member)]
     if isinstance(value, dict) and len(meant) > 1:
         shared = {member: len(fields_of(member).keys() & value.keys()) for member in meant}
@@ -288,6 +302,12 @@ def _union_problems(members: tuple[Any, ...], value: JsonValue, at: Path, root: 
     written = next(iter(value), "") if isinstance(value, dict) else str(value)
     message = hinted(f"must be {describe(union)}", written, [*choices, *fields_of(union)])
     return [Problem(at, "union", message, value)]
+
+
+def _shared_tag(sections: list[Any]) -> str | None:
+    """The key that tells sections apart which stand in a union beside other types: a word of its own in each."""
+    words = [{key for key, of_key in fields_of(each).items() if get_origin(of_key) is Literal} for each in sections]
+    return next(iter(sorted(set.intersection(*words))), None)
 
 
 def _has_shape(value: JsonValue, annotation: Any) -> bool:

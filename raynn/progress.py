@@ -77,19 +77,33 @@ def eta_seconds(state: dict[str, Any]) -> float | None:
 
 
 def describe(state: dict[str, Any]) -> str:
-    """The line: epoch, step, losses, rate, time left at most."""
+    """The line: epoch, step, losses, rate, time left at most; of a search: trials, the best so far, time left."""
+    if "trials" in state:
+        return _describe_search(state)
     parts = [f"epoch {state['epochs_done']}/{state['max_epochs']}"]
     if state["step"]:
         parts = [
             f"epoch {state['epochs_done'] + 1}/{state['max_epochs']}",
             f"step {state['step']}/{state['steps_per_epoch']}",
         ]
+    if state.get("refit"):
+        parts[0] = f"refit {parts[0]}"
     parts += [f"{key} {value:.4g}" for key, value in state["metrics"].items()]
     if state["examples_per_second"]:
         parts.append(f"{state['examples_per_second']:,.0f} examples/s")
     left = eta_seconds(state)
     if left is not None:
         parts.append(f"at most {duration(left)} left")
+    return "  ".join(parts)
+
+
+def _describe_search(state: dict[str, Any]) -> str:
+    words = {"stopped_early": "stopped early"}
+    found = [f"{number} {words.get(status, status)}" for status, number in state["search"].items() if number]
+    parts = [f"{state['trials_done']}/{state['trials']} trials: {', '.join(found) or 'none begun'}"]
+    if state["best"] is not None:
+        parts.append(f"best {state['metric']} {state['best']:.4g} (trial {state['best_trial']})")
+    parts.append(f"about {duration(state['seconds_left'])} left")
     return "  ".join(parts)
 
 
@@ -145,16 +159,17 @@ class ProgressLine(_Ticker):
         except (OSError, ValueError):
             return
         line = describe(state)
+        done = state["trials_done"] if "trials" in state else state["epochs_done"]
         if self.quiet or line == self._shown[1]:
             return
         if self.on_terminal:
             self.stream.write("\r\x1b[2K" + line)
-        elif state["epochs_done"] == self._shown[0] and time.monotonic() - self._shown_at < PLAIN_EVERY_S:
+        elif done == self._shown[0] and time.monotonic() - self._shown_at < PLAIN_EVERY_S:
             return
         else:
             self.stream.write(line + "\n")
         self.stream.flush()
-        self._shown, self._shown_at = (state["epochs_done"], line), time.monotonic()
+        self._shown, self._shown_at = (done, line), time.monotonic()
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +14,27 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from raynn.batches import evaluation_batches
 from raynn.cleaning import clean
 from raynn.collectives import Workers
-from raynn.corpus import encoding_of, scored_characters, scored_source, scoring_windows
+from raynn.corpus import scored_source
+from raynn.documents import document_columns
 from raynn.encoded import shaped_arrays
 from raynn.errors import DataError, RunError
 from raynn.folder import check_run, read_result
-from raynn.forecast import Horizons, after_the_end, free_name, named, reading_plan, within
-from raynn.fragments import BadRow, Fragment
+from raynn.forecast import free_name
+from raynn.forecasts import continued, forecasts_of_split, forecasts_of_table, windows_of_source
+from raynn.fragments import Fragment
 from raynn.job import Job
-from raynn.loop import evaluate_shard, evaluation_batch_rows, precision
-from raynn.objectives import token_losses, with_split
-from raynn.preparation import LocalDriver, Prepared, ReadPlan, Understood, bad_rows_of, described
+from raynn.loop import evaluate_shard
+from raynn.objectives import with_split
+from raynn.outputs import SPLITS, cannot_be_evaluated, device_of, outputs_of, prediction_columns, shard_of
+from raynn.preparation import LocalDriver, Prepared, ReadPlan, bad_rows_of
 from raynn.preprocessing import Preprocessing
-from raynn.ragged import Ragged
-from raynn.series import Steps, encode_steps, plan_of_data, plan_windows, read_steps, sorted_steps, split_steps
-from raynn.shards import Arrays, Shard, build_shard
+from raynn.series import Steps
+from raynn.shards import Shard
 from raynn.sources import find_fragments
-from raynn.splits import NAMES, TEST
+from raynn.splits import TEST
 from raynn.tasks import build_model, prepare_job, understand_job
-
-SPLITS = {name: split for split, name in NAMES.items()}
 
 
 @dataclass(frozen=True)
@@ -76,24 +74,28 @@ class Run:
         table = _as_table(data)
         if self.preprocessing.forecast is None:
             return self.predicted(table)[0]
-        plan = plan_of_data(reading_plan(self.preprocessing, self.job.data, targets_may_be_empty=True))
-
-        def place_of(row: int) -> tuple[str, int]:
-            return "the data", row
-
-        return self.continued(sorted_steps(plan.cleaned(table, place_of), plan.settings, place_of))
+        return forecasts_of_table(self, table)
 
     def predicted(self, table: pa.Table) -> tuple[pa.Table, list[tuple[int, str, str]]]:
         """Raw rows with prediction columns added, and (row, column, reason) of the bad ones: their predictions are
         null.
+
+        Raises:
+            RunError: the run generates images.
+            DataError: a feature is missing.
         """
+        if self.preprocessing.task == "image_generation":
+            raise RunError(
+                f"{self.folder} generates images, and has nothing to predict; `raynn generate {self.folder}` draws them"
+            )
         self._check_features(table)
         cleaned, bad = clean(table, self.preprocessing.features, (), (), self.job.data)
         arrays = shaped_arrays(self.preprocessing.encode(cleaned), self.preprocessing.input_spec)
         if self.preprocessing.task == "language_modeling":
-            columns = self._language_columns(arrays["tokens"])
+            columns = document_columns(self, arrays["tokens"])
         else:
-            columns = self._columns(self._outputs(self._shard(iter([arrays]), table.num_rows)))
+            outputs_NK = outputs_of(self, shard_of(self, iter([arrays]), table.num_rows))
+            columns = prediction_columns(self.preprocessing, outputs_NK)
         unusable = np.zeros(table.num_rows, bool)
         unusable[[row for row, _, _ in bad]] = True
         for name, values in columns.items():
@@ -107,7 +109,7 @@ class Run:
         Raises:
             DataError: steps that a forecast needs are missing.
         """
-        return self._forecasts(after_the_end(steps, self.preprocessing, self.job.data))
+        return continued(self, steps)
 
     def forecasts_of_split(self, name: str) -> Iterator[pa.Table]:
         """The forecasts of every window of a split, some at a time: series, origin, step, time, actual values,
@@ -116,22 +118,7 @@ class Run:
         Raises:
             RunError: the job has no such split.
         """
-        understood, settings = understand_job(self.job, self.folder), self.job.data
-        steps, read = read_steps(understood, LocalDriver())
-        plans = plan_windows(steps, split_steps(steps, understood, read), settings)
-        windows = encode_steps(steps, plans, self.preprocessing, LocalDriver())
-        if not windows.num_rows(SPLITS[name]):
-            raise RunError(f"the job has no {name} set; name the data: raynn predict {self.folder} DATA")
-        yield from map(self._forecasts, within(steps, windows, SPLITS[name], self.preprocessing, settings))
-
-    def _forecasts(self, horizons: Horizons) -> pa.Table:
-        """The steps of windows, with prediction columns."""
-        y_NHK = self._outputs(self._shard(horizons.windows, horizons.count))
-        table = horizons.steps
-        for k, spec in enumerate(self.preprocessing.targets):
-            name = free_name(named("prediction", spec.name, self.preprocessing), table.column_names)
-            table = table.append_column(name, self.preprocessing.decode_target(y_NHK[:, :, k].reshape(-1), k))
-        return table
+        return forecasts_of_split(self, name)
 
     def evaluate(self, data: str | None = None) -> dict[str, float]:
         """Metrics on the job's test set, or on a source with the target in it; no row is left out.
@@ -142,13 +129,17 @@ class Run:
         """
         if data is None or data in SPLITS:
             name = data or "test"
+            if name == "validation" and (self.folder / "model-validated").exists():
+                raise RunError(
+                    f"{self.folder} was refitted: model/ has trained on the validation rows. The val/ metrics in "
+                    "result.json are those of model-validated/, which has not; evaluate the test set, or other data"
+                )
             shard = self._split_shard(self._prepared(), name)
         else:
             name, shard = "test", self._source_shard(data)
-        device = next(self.model.parameters()).device
         inputs = self.preprocessing.input_spec
         key = "val" if name == "validation" else name
-        return with_split(key, evaluate_shard(self.job, inputs, self.model, shard, Workers(device=device)))
+        return with_split(key, evaluate_shard(self.job, inputs, self.model, shard, Workers(device=device_of(self))))
 
     def rows_of_split(self, name: str) -> SplitRows:
         """Which rows of the job's own data, and of text which characters, belong to a split.
@@ -179,44 +170,27 @@ class Run:
         if not rows:
             raise RunError(f"the job has no {name} set; name the data: raynn evaluate {self.folder} DATA")
         pieces = prepared.encoded.pieces(SPLITS[name], 0, rows, lambda table: table)
-        return self._shard(pieces, rows)
+        return shard_of(self, pieces, rows)
 
     def _source_shard(self, data: str) -> Shard:
         """A whole source, encoded with its target: of a forecast, all windows of it."""
         if self.preprocessing.forecast is not None:
-            return self._windows_shard(data)
+            return windows_of_source(self, data)
         plan = ReadPlan(self.job.data, self.preprocessing.features, self.preprocessing.targets)
         fragments, blocks = find_fragments(data, self.folder), []
         for index, fragment in enumerate(fragments):
             blocks.append(plan.read(index, fragment))
             if bad := bad_rows_of(blocks[-1]):
-                raise _cannot_be_evaluated(data, bad[0])
+                raise cannot_be_evaluated(data, bad[0])
         if self.preprocessing.task == "language_modeling":
             encoded = scored_source(plan, fragments, blocks, self.preprocessing, LocalDriver())
             rows = encoded.num_rows(TEST)
-            return self._shard(encoded.pieces(TEST, 0, rows, lambda table: table), rows)
+            return shard_of(self, encoded.pieces(TEST, 0, rows, lambda table: table), rows)
         tables = [self.preprocessing.encode(block, with_target=True) for block in blocks]
         whole = pa.concat_tables(tables).combine_chunks()
         if not whole.num_rows:
             raise DataError(f"{data} has no rows to evaluate")
-        return self._shard(iter([shaped_arrays(whole, self.preprocessing.input_spec)]), whole.num_rows)
-
-    def _windows_shard(self, data: str) -> Shard:
-        plan = reading_plan(self.preprocessing, self.job.data, targets_may_be_empty=False)
-        fragments = find_fragments(data, self.folder)
-        steps, read = read_steps(Understood(plan, fragments, (0,) * len(fragments)), LocalDriver())
-        if read.bad_rows:
-            raise _cannot_be_evaluated(data, read.bad_rows[0])
-        plans = plan_windows(steps, np.full(len(steps.tick_S), SPLITS["test"], np.uint8), self.job.data)
-        windows = encode_steps(steps, plans, self.preprocessing, LocalDriver())
-        if not (count := windows.num_rows(SPLITS["test"])):
-            needed = windows.inputs.window + windows.inputs.horizon
-            raise DataError(f"{data} has no {needed} steps in a row to evaluate; give longer series")
-        return self._shard(windows.pieces(SPLITS["test"], 0, count, lambda table: table), count)
-
-    def _shard(self, pieces: Iterator[Arrays], rows: int) -> Shard:
-        device = next(self.model.parameters()).device
-        return build_shard(pieces, 0, rows, folder=self.folder / "scratch", device=device, residence="memory")
+        return shard_of(self, iter([shaped_arrays(whole, self.preprocessing.input_spec)]), whole.num_rows)
 
     def _check_features(self, table: pa.Table) -> None:
         """A missing feature is named before anything is computed."""
@@ -225,68 +199,6 @@ class Run:
         if missing:
             self.preprocessing.encode(table)  # raises, with the nearest name
             raise DataError(f"column {missing[0]!r} is missing from the data")
-
-    @torch.no_grad()
-    def _outputs(self, shard: Shard) -> NDArray[np.float32]:
-        """Outputs [N, K], or of a forecast [N, H, K], of the network, a batch at a time."""
-        self.model.eval()
-        device = next(self.model.parameters()).device
-        outputs, order = [], shard.by_length()
-        for batch, _ in evaluation_batches(shard, evaluation_batch_rows(self.job), device, order):
-            with precision(self.job, device):
-                outputs.append(self.model(batch).float().cpu().numpy())
-        if not outputs:
-            return np.zeros((0, self.preprocessing.input_spec.num_outputs), np.float32)
-        whole = np.concatenate(outputs)
-        return whole if order is None else whole[order.argsort().cpu().numpy()]
-
-    @torch.no_grad()
-    def _language_columns(self, tokens: Any) -> dict[str, pa.Array]:
-        """Of each document: nats, and the tokens and characters that they are of; perplexity, null where no token is
-        predicted.
-        """
-        plan = scoring_windows(tokens.start_N, tokens.stop_N, self.preprocessing.window)
-        windows = Ragged(tokens.values, plan.start_N, plan.stop_N)
-        skip_N = plan.columns["skip"]
-        characters_N = scored_characters(encoding_of(self.preprocessing), windows, skip_N)
-        pieces: Arrays = {"tokens": windows, "skip": skip_N, "characters": characters_N}
-        device = next(self.model.parameters()).device
-        sums = [np.zeros((0, 2))]
-        self.model.eval()
-        for batch, key_B in evaluation_batches(
-            self._shard(iter([pieces]), len(plan)), evaluation_batch_rows(self.job), device
-        ):
-            with precision(self.job, device):
-                logits_BTV = self.model(batch, key_B)
-            loss_BT, scored_BT = token_losses(logits_BTV.float(), batch)
-            sums.append(torch.stack([(loss_BT.double() * scored_BT).sum(1), scored_BT.sum(1)], dim=1).cpu().numpy())
-        document_N = np.searchsorted(tokens.stop_N, plan.start_N, side="right")
-        per_document = partial(np.bincount, document_N, minlength=len(tokens))
-        nats_D, tokens_D = (per_document(weights=column) for column in np.concatenate(sums).T)
-        characters_D = per_document(weights=characters_N)
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            perplexity_D = np.exp(nats_D / tokens_D)
-        return {
-            "nats": pa.array(nats_D),
-            "tokens": pa.array(tokens_D.astype(np.int64)),
-            "characters": pa.array(characters_D.astype(np.int64)),
-            "perplexity": pa.array(perplexity_D, mask=tokens_D == 0),
-        }
-
-    def _columns(self, outputs_NK: NDArray[np.float32]) -> dict[str, pa.Array]:
-        """Prediction columns: the class and every class's probability, or the value in the target's unit."""
-        inputs = self.preprocessing.input_spec
-        if inputs.classes is None:
-            return {"prediction": self.preprocessing.decode_target(outputs_NK[:, 0])}
-        probability_NK = torch.from_numpy(outputs_NK).double().softmax(dim=1).numpy()
-        columns = {"prediction": self.preprocessing.decode_target(probability_NK.argmax(axis=1))}
-        for k, label in enumerate(inputs.classes):
-            columns[f"probability_{label}"] = pa.array(probability_NK[:, k])
-        return columns
-
-
-def _cannot_be_evaluated(data: str, bad: BadRow) -> DataError:
-    return DataError(f"{data} holds rows that cannot be evaluated, the first: {described(bad)}; mend or drop them")
 
 
 def _as_table(data: Any) -> pa.Table:

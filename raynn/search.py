@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, JsonValue
 
 from raynn.metrics import QUANTITIES
+from raynn.schedulers import SchedulerSettings
 from raynn.settings import Settings
 
 Positive = Annotated[float, Field(gt=0.0)]
@@ -132,8 +133,8 @@ def outermost(distribution: DistributionSettings) -> tuple[JsonValue, ...]:
 class SearchSettings(Settings):
     """The search of `raynn tune`; `raynn train` ignores it.
 
-    `space` gives settings by dotted path, each with one distribution. `asha` stops the trials that are behind at the
-    same epoch, `median` those behind the median trial. `mode: auto` knows which way `metric` is better.
+    `space` gives settings by dotted path, each with one distribution. `scheduler` says which trials go on, by kind or
+    as a section: `{kind: asha, grace_period: 2}`. `mode: auto` knows which way `metric` is better.
     """
 
     trials: Annotated[int, Field(ge=1)] = 32
@@ -141,7 +142,8 @@ class SearchSettings(Settings):
         Literal["optuna", "random", "grid"],
         Field(description="grid: every combination of distributions with countable values"),
     ] = "optuna"
-    scheduler: Literal["asha", "median", "none"] = "asha"
+    scheduler: Annotated[SchedulerSettings, Field(description="a kind, or a section with its settings")] = "asha"
+    concurrent_trials: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     metric: Annotated[str, Field(description="<split>/<quantity>, of train or val")] = "val/loss"
     mode: Literal["auto", "min", "max"] = "auto"
     space: Annotated[dict[str, DistributionSettings], Field(min_length=1, description="dotted path: distribution")]

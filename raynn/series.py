@@ -242,12 +242,15 @@ def _check_no_time_twice(steps: Steps, settings: DataSettings, place: Callable[[
     )
 
 
-def prepare_series(understood: Understood, driver: Driver, preprocessing: Preprocessing | None = None) -> Prepared:
+def prepare_series(
+    understood: Understood, driver: Driver, preprocessing: Preprocessing | None = None, refit: bool = False
+) -> Prepared:
     """Reads, sorts, splits by time, fits on the training steps, encodes and plans windows; with `preprocessing` (a
     trained run's) nothing is fitted.
 
     Training windows lie wholly in training steps. Of the others the predicted steps lie wholly in the split, and what
-    is read may reach back into the steps before it, which are known by then.
+    is read may reach back into the steps before it, which are known by then. With `refit` the steps are also given
+    without validation: training windows lie wholly in training and validation steps.
 
     Raises:
         JobError: ranges of time that cannot be.
@@ -265,14 +268,20 @@ def prepare_series(understood: Understood, driver: Driver, preprocessing: Prepro
     _check_windows(steps, split_S, windows, plan.settings)
     split_N = np.empty_like(split_S)
     split_N[steps.order_S] = split_S
+    encoded_windows = encode_steps(steps, windows, preprocessing, driver)
+    all_windows = None
+    if refit:
+        split_all_S = np.where(split_S == VALIDATION, TRAIN, split_S)
+        all_windows = replace(encoded_windows, windows=plan_windows(steps, split_all_S, plan.settings))
     return Prepared(
         "forecasting",
         described_steps(steps, plan.settings),
         preprocessing,
-        encode_steps(steps, windows, preprocessing, driver),
+        encoded_windows,
         tuple(np.split(split_N, np.cumsum(read.counts)[:-1])),
         read.bad_rows,
         read.num_source_rows,
+        refit=all_windows,
     )
 
 

@@ -8,6 +8,7 @@ Shapes: N rows, B rows of a batch, S steps of all sequences, T the longest of a 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,17 @@ class Shard:
         """The columns of sequences whose lengths differ."""
         return tuple(n for n, t in self.tensors.items() if isinstance(t, RaggedTensor) and t.length is None)
 
+    def first(self, num_rows: int) -> Shard:
+        """The first rows alone, in place."""
+        tensors: dict[str, Tensor | RaggedTensor] = {}
+        for name, tensor in self.tensors.items():
+            if isinstance(tensor, RaggedTensor):
+                bounds = tensor.start_N[:num_rows], tensor.stop_N[:num_rows]
+                tensors[name] = RaggedTensor(tensor.values, *bounds, tensor.length)
+            else:
+                tensors[name] = tensor[:num_rows]
+        return Shard(tensors, self.first_row, num_rows, self.residence)
+
     def by_length(self) -> Tensor | None:
         """All rows, those of the longest sequences first, so that neighbors need little padding. None where all lengths
         are alike.
@@ -100,6 +112,40 @@ def _moved(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     if device.type != "cuda":
         return batch
     return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+PlainShard = tuple[dict[str, Any], int, int]  # arrays by column, first row, rows
+
+
+def as_arrays(shard: Shard) -> PlainShard:
+    """A shard in memory as plain arrays, without a copy: what Ray's object store keeps once per node."""
+    plain: dict[str, Any] = {}
+    for name, tensor in shard.tensors.items():
+        if isinstance(tensor, RaggedTensor):
+            plain[name] = (tensor.values.numpy(), tensor.start_N.numpy(), tensor.stop_N.numpy())
+        else:
+            plain[name] = tensor.numpy()
+    return plain, shard.first_row, shard.num_rows
+
+
+def from_arrays(plain: PlainShard, device: torch.device) -> Shard:
+    """The shard that `as_arrays` took apart: read in place from memory that others read too, or on the GPU where it
+    fits.
+    """
+    columns, first_row, num_rows = plain
+    tensors: dict[str, Tensor | RaggedTensor] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # shared memory cannot be written, and a shard is only read
+        for name, column in columns.items():
+            if isinstance(column, tuple):
+                tensors[name] = RaggedTensor.of(*(torch.from_numpy(array) for array in column))
+            else:
+                tensors[name] = torch.from_numpy(column)
+    size = sum(x.nbytes for column in columns.values() for x in (column if isinstance(column, tuple) else (column,)))
+    where = choose_residence(size, size, "auto", device)
+    if where == "device":
+        tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+    return Shard(tensors, first_row, num_rows, where)
 
 
 def choose_residence(size_bytes: int, budget_bytes: int, residence: str, device: torch.device) -> str:

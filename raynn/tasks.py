@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from raynn.preprocessing import Preprocessing
 from raynn.series import prepare_series, understand_series
 from raynn.sources import DataSettings
 from raynn.splits import TRAIN
+from raynn.stopping import monitors
 
 # Keys of `data` that only some tasks have.
 _FORECASTING, _WINDOWS = ("forecasting",), ("forecasting", "language_modeling")
@@ -78,10 +79,10 @@ def prepare_job(
     """
     task, seed = task_of(job), job.optimization.seed
     if task == "forecasting":
-        return prepare_series(understood, driver, preprocessing)
+        return prepare_series(understood, driver, preprocessing, job.refit)
     if task == "language_modeling":
-        return prepare_corpus(understood, driver, preprocessing)
-    return prepare(understood, task, seed, driver, preprocessing)
+        return prepare_corpus(understood, driver, preprocessing, job.refit)
+    return prepare(understood, task, seed, driver, preprocessing, job.refit)
 
 
 def build_model(job: Job, preprocessing: Preprocessing) -> torch.nn.Module:
@@ -107,22 +108,40 @@ def checked(job: Job, prepared: Prepared) -> Job:
         _check_features(job.network.kind, prepared.preprocessing.features)
     # built and forgotten, so that what cannot be built is said before there is a run folder
     build_model(job.model_copy(update={"task": prepared.task}), prepared.preprocessing)
-    for key, tasks in KEYS_OF_TASKS.items():
-        value = getattr(job.data, key)
-        if prepared.task not in tasks and value != DataSettings.model_fields[key].default:
-            raise JobError(
-                f"data.{key} = {value!r} is for {' and '.join(tasks)}, and the task is {prepared.task}: remove it"
-            )
+    _check_keys(job, prepared.task, kinds)
     known = [f"{split}/{quantity}" for split in ("train", "val") for quantity in quantities_of(prepared.task)]
     recorded = [k for k in known if k == "train/loss" or k.startswith("val/")]
     if prepared.task == "classification" and prepared.preprocessing.input_spec.num_outputs != 2:
         recorded.remove("val/auroc")
-    monitor = job.early_stopping.monitor
-    if monitor not in recorded:
-        raise JobError(
-            f"early_stopping.monitor = {monitor!r} is not recorded by this {prepared.task} job."
-            f"{did_you_mean(monitor, recorded)} Recorded: {', '.join(recorded)}"
-        )
+    if getattr(job.network, "architecture", None) == "flow_matching":
+        recorded.remove("val/bits_per_dim")  # it has no likelihood
+    for name, monitor in monitors(job.early_stopping):
+        if monitor not in recorded:
+            raise JobError(
+                f"{name} = {monitor!r} is not recorded by this {prepared.task} job."
+                f"{did_you_mean(monitor, recorded)} Recorded: {', '.join(recorded)}"
+            )
+    _check_knobs(job, prepared.task, kinds)
+    return job
+
+
+def _check_keys(job: Job, task: Task, kinds: Set[str]) -> None:
+    """That no key of `data` is of another task or of columns that are not there."""
+    for key, tasks in KEYS_OF_TASKS.items():
+        value = getattr(job.data, key)
+        if task not in tasks and value != DataSettings.model_fields[key].default:
+            raise JobError(f"data.{key} = {value!r} is for {' and '.join(tasks)}, and the task is {task}: remove it")
+    for key in ("tokens", "vocabulary", "max_tokens"):
+        value = getattr(job.data, key)
+        if "text" not in kinds and value != DataSettings.model_fields[key].default:
+            raise JobError(
+                f"data.{key} = {value!r} is for text, and the features are {', '.join(sorted(kinds))}: remove it, or "
+                "set `data.columns: {NAME: text}`"
+            )
+
+
+def _check_knobs(job: Job, task: Task, kinds: Set[str]) -> None:
+    """That every regularizer has something to act on."""
     for knob in ("horizontal_flip", "crop_padding"):
         value = getattr(job.regularization, knob)
         if value and "image" not in kinds:
@@ -130,12 +149,11 @@ def checked(job: Job, prepared: Prepared) -> Job:
                 f"regularization.{knob} = {value:g} changes images, and the features are {', '.join(sorted(kinds))}; "
                 "set it to 0"
             )
-    if prepared.task not in ("classification", "language_modeling") and job.regularization.label_smoothing:
+    if task not in ("classification", "language_modeling") and job.regularization.label_smoothing:
         raise JobError(
             f"regularization.label_smoothing = {job.regularization.label_smoothing:g} has no meaning for "
-            f"{prepared.task}; set it to 0"
+            f"{task}; set it to 0"
         )
-    return job
 
 
 def _check_reads_windows(job: Job) -> None:

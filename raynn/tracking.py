@@ -36,12 +36,18 @@ class Tracker:
         records: epochs already trained, when resuming: the file starts with exactly these.
         settings: the `tracking` section.
         config: the job's settings, for W&B.
+        file: the name of the file of records.
     """
 
     def __init__(
-        self, folder: Path, records: Iterable[Mapping[str, Any]], settings: TrackingSettings, config: dict[str, Any]
+        self,
+        folder: Path,
+        records: Iterable[Mapping[str, Any]],
+        settings: TrackingSettings,
+        config: dict[str, Any],
+        file: str = "metrics.jsonl",
     ) -> None:
-        self.path = folder / "metrics.jsonl"
+        self.path = folder / file
         self.path.write_text("".join(json.dumps(finite(dict(record))) + "\n" for record in records))
         self.wandb_run: Any = None
         if settings.wandb is not None and settings.wandb.mode != "disabled":

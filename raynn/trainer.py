@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from raynn import progress
 from raynn.checkpoint import load_newest
 from raynn.cluster import cluster
 from raynn.collectives import gpu_names
+from raynn.encoded import Encoded
 from raynn.errors import ResourceError, RunError, TrainingError
 from raynn.folder import check_storage, claim, environment, newest, write_bad_rows, write_json
 from raynn.job import NOT_THE_RESULT, Job, differences
 from raynn.preparation import Driver, LocalDriver, Prepared, Understood, located, split_summary
 from raynn.progress import ProgressLine
 from raynn.tasks import checked, prepare_job, understand_job
-from raynn.training import Assignment, run_training
+from raynn.training import Assignment, Shards, run_training
 
 CONTROLLER_FAILURE_LIMIT = 3
 
@@ -71,8 +73,9 @@ def _train(
         for note in prepared.notes:
             _say(note)
         _say(f"run folder {run}")
-    for problem in load_newest(run / "checkpoints")[1]:
-        _say(f"damaged, so the checkpoint before it is taken: {problem}")
+    for checkpoints in (run / "checkpoints", run / "checkpoints" / "refit"):
+        for problem in load_newest(checkpoints)[1]:
+            _say(f"damaged, so the checkpoint before it is taken: {problem}")
     shutil.rmtree(run / "scratch", ignore_errors=True)  # of a driver that was killed
     (run / "result.json").unlink(missing_ok=True)  # of an attempt that failed
     _describe(run, job, prepared)
@@ -154,13 +157,28 @@ def _run_here(assignment: Assignment, prepared: Prepared) -> None:
     device = torch.device("cuda" if wants_gpu and torch.cuda.is_available() else "cpu")
     workers = Workers(device=device)
     scratch = Path(assignment.folder) / "scratch"
-    shards = place_shards(prepared.encoded, lambda table: table, assignment.job, workers, 1, scratch)
-    for _ in run_training(assignment, shards, workers):
+
+    def place(encoded: Encoded, name: str = "") -> Shards:
+        return place_shards(encoded, lambda table: table, assignment.job, workers, 1, scratch / name)
+
+    again = prepared.refit
+    place_refit = None if again is None else partial(place, again, "refit")
+    for _ in run_training(assignment, place(prepared.encoded), workers, place_refit):
         pass
 
 
 def _run_on_ray(assignment: Assignment, prepared: Prepared) -> None:
-    """Ray Train: a group of workers, restarted from the newest checkpoint up to `max_failures` times."""
+    fit_workers(assignment, prepared.encoded, refit=prepared.refit)
+
+
+def fit_workers(assignment: Assignment, encoded: Encoded, gate: Any = None, refit: Encoded | None = None) -> None:
+    """Ray Train: a group of workers, restarted from the newest checkpoint up to `max_failures` times. With a `gate` (a
+    handle of `worker.Gate`) they wait there after each epoch; `refit` are the rows of a second training.
+
+    Raises:
+        ResourceError: the cluster is too small.
+        TrainingError: training failed.
+    """
     import ray.train
     from ray.train import FailureConfig, RunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -182,7 +200,7 @@ def _run_on_ray(assignment: Assignment, prepared: Prepared) -> None:
             )
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"assignment": assignment, "encoded": prepared.encoded},
+        train_loop_config={"assignment": assignment, "encoded": encoded, "refit": refit, "gate": gate},
         torch_config=TorchConfig(timeout_s=int(resources.timeout_s)),
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.workers, use_gpu=gpus > 0, resources_per_worker={"CPU": cpus, "GPU": gpus}

@@ -6,14 +6,14 @@ In this process, in a Ray Train worker and in a Tune trial it is the same genera
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from raynn.batches import TrainingShard
 from raynn.checkpoint import load_newest, save_checkpoint
@@ -25,9 +25,10 @@ from raynn.loop import Record, TrainingState, evaluate_shard, train_epochs
 from raynn.objectives import with_split
 from raynn.preprocessing import Preprocessing
 from raynn.progress import ProgressWriter
+from raynn.refit import Refit
 from raynn.shards import Shard
 from raynn.tasks import build_model
-from raynn.tracking import Tracker
+from raynn.tracking import Tracker, TrackingSettings
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,18 @@ class Assignment:
     preprocessing_json: str
     folder: str
     started_at: float  # Unix time of the command, s
+    told: int | None = None  # epochs that whoever asked has seen of this run; those trained beyond are yielded again
+    tests: bool = True  # whether the test set is looked at in the end
 
     @property
     def job(self) -> Job:
         """The job, its task resolved."""
         return Job.model_validate_json(self.job_json)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The preprocessing, fitted."""
+        return Preprocessing.from_json(self.preprocessing_json)
 
 
 @dataclass(frozen=True)
@@ -54,44 +62,114 @@ class Shards:
     test: Shard | None
 
 
-def run_training(assignment: Assignment, shards: Shards, workers: Workers) -> Iterator[Record]:
+def run_training(
+    assignment: Assignment, shards: Shards, workers: Workers, place_refit: Callable[[], Shards] | None = None
+) -> Iterator[Record]:
     """Trains to the end, from the newest whole checkpoint if there is one; yields each epoch's record once it is saved.
 
     The first worker alone writes into the run folder. At the end: best weights, test metrics, model/, result.json.
+
+    With `place_refit`, which gives this worker's rows of training and validation together, a second training follows
+    for the length that the first has found, from the initial weights (`refit`). Its weights are those of model/: they
+    have seen the most rows, and the test metrics, looked at once, are theirs. model-validated/ keeps the first's, whose
+    the validation metrics are.
 
     Raises:
         TrainingError: a loss that is not finite; the message names the last good checkpoint.
     """
     job, folder = assignment.job, Path(assignment.folder)
-    preprocessing = Preprocessing.from_json(assignment.preprocessing_json)
-    inputs = preprocessing.input_spec
-    model = build_model(job, preprocessing).to(workers.device)
-    state = TrainingState.fresh(job, model)
-    saved, _ = load_newest(folder / "checkpoints")
-    if saved is not None:
-        state.restore(saved)
+    checkpoints = folder / "checkpoints"
+    state = _resumed(job, assignment.preprocessing, workers, checkpoints)
+    yield from state.history[assignment.told :] if assignment.told is not None else ()
     writes = workers.rank == 0
     tracker = Tracker(folder, state.history, job.tracking, job.model_dump(mode="json")) if writes else None
-    clock = _Clock(time.perf_counter(), len(state.history))
-    progress = ProgressWriter(folder, lambda: _progress(job, state, shards.train, clock)) if writes else nullcontext()
-    try:
-        with progress:
-            for record in train_epochs(job, inputs, state, shards.train, shards.validation, workers):
-                if tracker:
-                    save_checkpoint(folder / "checkpoints", len(state.history), state.to_dict())
-                    tracker.write(record)
-                yield record
-            model.load_state_dict(state.best_weights)
-            test = evaluate_shard(job, inputs, model, shards.test, workers) if shards.test is not None else {}
-    except TrainingError as error:
-        good = sorted((folder / "checkpoints").glob("epoch-*"))
-        hint = f"; the last good checkpoint is {good[-1]}" if good else ""
-        raise TrainingError(f"{error}{hint}") from None
+    state = yield from _trained(assignment, job, state, shards, workers, tracker, checkpoints)
+    state.model.load_state_dict(state.best_weights)
+    result = _result(assignment, state, workers)
+    if place_refit is not None:
+        if tracker:
+            save_model(
+                folder / "model-validated", assignment.job, assignment.preprocessing_json, state.model.state_dict()
+            )
+        assert state.decision is not None
+        refit = Refit.found(job, state.history, state.decision)
+        del shards, state  # their memory is needed
+        shards, checkpoints = place_refit(), folder / "checkpoints" / "refit"
+        job = refit.job(job, shards.train.lanes.steps_per_epoch)
+        state = _resumed(job, assignment.preprocessing, workers, checkpoints)
+        figures = Tracker(folder, state.history, TrackingSettings(), {}, "refit.jsonl") if writes else None
+        state = yield from _trained(assignment, job, state, shards, workers, figures, checkpoints, refit)
+        state.model.load_state_dict(state.evaluated.state_dict())
+        result["refit"] = _refit_result(state)
+    if shards.test is not None:
+        test = evaluate_shard(job, assignment.preprocessing.input_spec, state.model, shards.test, workers)
+        result["metrics"] |= with_split("test", test)
     if tracker:
-        result = _result(assignment, state, with_split("test", test), workers, model)
-        _save_model(folder / "model", assignment, model)
+        save_model(folder / "model", assignment.job, assignment.preprocessing_json, state.model.state_dict())
+        result["seconds"] = round(time.time() - assignment.started_at, 3)
+        if "refit" in result:
+            result["refit"]["metrics"] |= {k: v for k, v in result["metrics"].items() if k.startswith("test/")}
         write_json(folder / "result.json", result)
         tracker.finish(result["metrics"])
+
+
+def _resumed(job: Job, preprocessing: Preprocessing, workers: Workers, checkpoints: Path) -> TrainingState:
+    """The state in the newest whole checkpoint, or the one before the first step."""
+    saved, _ = load_newest(checkpoints)
+    return _state(job.after(len(saved["history"]) if saved else 0), preprocessing, workers, saved)
+
+
+def _state(
+    job: Job,
+    preprocessing: Preprocessing,
+    workers: Workers,
+    saved: dict[str, Any] | None,
+    first_step_at: float | None = None,
+) -> TrainingState:
+    """The state to train on from: what was saved, under the settings in force now."""
+    state = TrainingState.fresh(job, build_model(job, preprocessing).to(workers.device))
+    state.first_step_at = first_step_at
+    if saved is not None:
+        state.restore(saved)
+    return state
+
+
+def _trained(
+    assignment: Assignment,
+    job: Job,
+    state: TrainingState,
+    shards: Shards,
+    workers: Workers,
+    tracker: Tracker | None,
+    checkpoints: Path,
+    refit: Refit | None = None,
+) -> Generator[Record, None, TrainingState]:
+    """Trains to the end, under the settings in force at each epoch; yields each record once it is saved, by the worker
+    that has a tracker. Returns the state at the end.
+    """
+    preprocessing = assignment.preprocessing
+    inputs = preprocessing.input_spec
+    clock = _Clock(time.perf_counter(), len(state.history))
+
+    def progress() -> dict[str, Any]:
+        return _progress(job, state, shards.train, clock, refit)
+
+    try:
+        with ProgressWriter(Path(assignment.folder), progress) if tracker else nullcontext():
+            for until in [*(change.after_epoch for change in job.changes), job.optimization.max_epochs]:
+                now = job.after(len(state.history))
+                for record in train_epochs(now, inputs, state, shards.train, shards.validation, workers, until, refit):
+                    if tracker:
+                        save_checkpoint(checkpoints, len(state.history), state.to_dict())
+                        tracker.write(record)
+                    yield record
+                if len(state.history) == until < job.optimization.max_epochs:
+                    state = _state(job.after(until), preprocessing, workers, state.to_dict(), state.first_step_at)
+    except TrainingError as error:
+        good = sorted(checkpoints.glob("epoch-*"))
+        hint = f"; the last good checkpoint is {good[-1]}" if good else ""
+        raise TrainingError(f"{error}{hint}") from None
+    return state
 
 
 @dataclass(frozen=True)
@@ -100,7 +178,9 @@ class _Clock:
     epochs_before: int
 
 
-def _progress(job: Job, state: TrainingState, train: TrainingShard, clock: _Clock) -> dict[str, Any]:
+def _progress(
+    job: Job, state: TrainingState, train: TrainingShard, clock: _Clock, refit: Refit | None
+) -> dict[str, Any]:
     """What the progress line shows."""
     steps = train.lanes.steps_per_epoch
     last = state.history[-1] if state.history else {}
@@ -116,7 +196,8 @@ def _progress(job: Job, state: TrainingState, train: TrainingShard, clock: _Cloc
         rate = train.lanes.num_rows * share / (time.perf_counter() - state.epoch_started)
     return {
         "epochs_done": len(state.history),
-        "max_epochs": job.optimization.max_epochs,
+        "max_epochs": -(-refit.num_steps // steps) if refit else job.optimization.max_epochs,
+        "refit": refit is not None,
         "step": within,
         "steps_per_epoch": steps,
         "steps_before": clock.epochs_before * steps,
@@ -126,38 +207,50 @@ def _progress(job: Job, state: TrainingState, train: TrainingShard, clock: _Cloc
     }
 
 
-def _result(
-    assignment: Assignment, state: TrainingState, test: Record, workers: Workers, model: torch.nn.Module
-) -> dict[str, Any]:
-    """result.json of the contract."""
+def _result(assignment: Assignment, state: TrainingState, workers: Workers) -> dict[str, Any]:
+    """result.json of the contract, but for the test metrics and the time at the end."""
     decision = state.decision
     assert decision is not None
     best = state.history[decision.best_epoch - 1]
-    seconds = time.time() - assignment.started_at
     speeds = [record["examples_per_second"] for record in state.history]
     # the first epoch holds the first step, which pays for warming up; with one epoch there is no other
     steady = speeds[1:] or speeds
     first_step = state.first_step_at - assignment.started_at if state.first_step_at else None
+    # only where the job asks for reductions: why each was made
+    reactions = [f"{reaction.reason}: the learning rate reduced" for reaction in decision.reactions]
     return {
         "name": Path(assignment.folder).name,
         "status": "stopped_early" if decision.stop else "finished",
         "stop_reason": decision.reason or f"max_epochs = {assignment.job.optimization.max_epochs} reached",
         "best_epoch": decision.best_epoch,
         "epochs": len(state.history),
-        "metrics": {key: value for key, value in best.items() if "/" in key} | test,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "metrics": {key: value for key, value in best.items() if "/" in key},
+        "parameters": sum(p.numel() for p in state.model.parameters()),
         "workers": workers.count,
-        "seconds": round(seconds, 3),
+        "seconds": 0.0,
         "seconds_to_first_step": round(first_step, 3) if first_step else None,
         "examples_per_second": round(len(steady) / sum(1 / speed for speed in steady), 1),
         "model": "model",
+        **({"reactions": reactions} if assignment.job.early_stopping.reductions else {}),
     }
 
 
-def _save_model(folder: Path, assignment: Assignment, model: torch.nn.Module) -> None:
+def _refit_result(state: TrainingState) -> dict[str, Any]:
+    """What result.json says of the second training; its validated sibling is beside it."""
+    last = state.history[-1]
+    return {
+        "steps": int(last["step"]),
+        "epochs": len(state.history),
+        "metrics": {key: value for key, value in last.items() if "/" in key},
+        "model": "model",
+        "validated": "model-validated",
+    }
+
+
+def save_model(folder: Path, job: Job, preprocessing_json: str, weights: dict[str, Tensor]) -> None:
     """All that predict needs: weights, preprocessing, job. No pickle."""
     folder.mkdir(exist_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, folder / "weights.safetensors")
-    (folder / "preprocessing.json").write_text(assignment.preprocessing_json)
-    (folder / "job.yaml").write_text(assignment.job.to_yaml())
+    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    save_file(kept, folder / "weights.safetensors")
+    (folder / "preprocessing.json").write_text(preprocessing_json)
+    (folder / "job.yaml").write_text(job.to_yaml())

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -16,25 +20,65 @@ from raynn.data import fetch
 from raynn.encoded import Encoded
 from raynn.errors import RaynnError
 from raynn.placement import place_shards
-from raynn.training import Assignment, run_training
+from raynn.training import Assignment, Shards, run_training
 
 REPORT_EVERY_S = 2.0  # a report is a barrier of all workers and costs 0.1 to 0.2 s
 
 
+@ray.remote(num_cpus=0)
+class Gate:
+    """Where a group of workers that is one trial of a search waits after each epoch, until whoever searches opens it.
+
+    Ray's own way, a callback that tells Tune, lets the workers run ahead and ends a trial by killing what holds its
+    workers' resources. Here a trial that is to end is told so: its workers return, and Ray Train frees all by itself.
+    """
+
+    def __init__(self, told: int) -> None:
+        self.records: asyncio.Queue[dict[str, float]] = asyncio.Queue()
+        self.seen = self.open_until = told  # epochs
+        self.closed = False
+        self.changed = asyncio.Event()
+
+    async def arrive(self, record: Mapping[str, float]) -> bool:
+        """A worker group's next record; whether it is to train on. A group that was restarted may arrive again."""
+        epoch = int(record["epoch"])
+        if epoch > self.seen:
+            self.seen = epoch
+            self.records.put_nowait(dict(record))
+        while epoch > self.open_until and not self.closed:
+            await self.changed.wait()
+        return not self.closed
+
+    async def next(self) -> dict[str, float]:
+        """The next record, once there is one."""
+        return await self.records.get()
+
+    async def open(self, epoch: int) -> None:
+        """Lets those pass who have trained so many epochs."""
+        self.open_until = max(self.open_until, epoch)
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    async def close(self) -> None:
+        """Sends everyone home."""
+        self.closed = True
+        self.changed.set()
+
+
 def train_worker(config: dict[str, Any]) -> RaynnError | None:
-    """The train function of Ray Train; `config` holds the assignment and the encoded blocks.
+    """The train function of Ray Train; `config` holds the assignment, the encoded blocks, and those for a refit.
 
     An error that is the user's to mend is returned: raised, it would be tried again `max_failures` times. Every worker
     meets it at the same place, because all decide on the same numbers.
     """
     try:
-        _train(config["assignment"], config["encoded"])
+        _train(config["assignment"], config["encoded"], config["refit"], config["gate"])
     except RaynnError as error:
         return error
     return None
 
 
-def _train(assignment: Assignment, encoded: Encoded) -> None:
+def _train(assignment: Assignment, encoded: Encoded, again: Encoded | None, gate: Any) -> None:
     context = ray.train.get_context()
     # Ray sets one thread a worker; the node's cores are shared out instead
     threads = assignment.job.resources.cpus_per_worker or (os.cpu_count() or 1) // context.get_local_world_size()
@@ -42,10 +86,23 @@ def _train(assignment: Assignment, encoded: Encoded) -> None:
     device = ray.train.torch.get_device()
     workers = Workers(context.get_world_rank(), context.get_world_size(), device)
     scratch = Path(assignment.folder) / "scratch" / f"worker-{workers.rank}"
-    shards = place_shards(encoded, fetch, assignment.job, workers, context.get_local_world_size(), scratch)
+    num_here = context.get_local_world_size()
+
+    def place(encoded: Encoded, name: str = "") -> Shards:
+        return place_shards(encoded, fetch, assignment.job, workers, num_here, scratch / name, assignment.tests)
+
+    record: dict[str, float]
+    if gate is not None:
+        for record in run_training(assignment, place(encoded), workers):
+            # the first worker waits at the gate, the others for its word
+            may_go_on = ray.get(gate.arrive.remote(record)) if workers.rank == 0 else True
+            if not workers.decided(float(may_go_on)):
+                return
+        return
     reported_at = time.monotonic()
-    record: dict[str, float] = {}
-    for record in run_training(assignment, shards, workers):
+    record = {}
+    place_refit = None if again is None else partial(place, again, "refit")
+    for record in run_training(assignment, place(encoded), workers, place_refit):
         # every rank must report equally often: the first rank's clock decides
         if workers.decided(time.monotonic() - reported_at) >= REPORT_EVERY_S:
             ray.train.report(dict(record))

@@ -58,6 +58,34 @@ def image_classifier(garden: Path) -> Path:
     return _trained(garden, "pets", data, network={"kind": "cnn", "channels": [4]}, epochs=2)
 
 
+@pytest.fixture(scope="session")
+def writer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has learned to count: 0123456789 again and again."""
+    folder = tmp_path_factory.mktemp("writer")
+    (folder / "digits.txt").write_text("0123456789\n" * 300)
+    job = {
+        "name": "writer",
+        "data": {"train": str(folder / "digits.txt"), "window": 16},
+        "network": {"kind": "text_generator", "width": 16, "layers": 1, "heads": 2},
+        "optimization": {"global_batch_size": 8, "max_epochs": 12, "learning_rate": 1e-2},
+        "storage": str(folder),
+    }
+    return train(Job.from_dict(job))
+
+
+@pytest.fixture(scope="session")
+def painter(garden: Path) -> Path:
+    """A run that draws cats and dogs, badly."""
+    job = {
+        "name": "painter",
+        "data": {"train": str(garden / "pets"), "target": "label"},
+        "network": {"kind": "image_generator", "channels": [8, 8], "steps": 2},
+        "optimization": {"global_batch_size": 8, "max_epochs": 1},
+        "storage": str(garden / "runs"),
+    }
+    return train(Job.from_dict(job))
+
+
 def _trained(
     garden: Path, name: str, data: dict[str, Any], network: dict[str, Any] | None = None, epochs: int = 4
 ) -> Path:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 from torch import nn
 
-from raynn.networks import feedforward
+from raynn.networks import feedforward, image_generator, text_generator
 from raynn.networks.feedforward import FeedforwardSettings
+from raynn.networks.image_generator import ImageGeneratorSettings
+from raynn.networks.text_generator import TextGeneratorSettings
 from raynn.preprocessing import InputSpec
 from raynn.regularization import RegularizationSettings
 
 NOT_A_FUNCTION = 3
 
 
-def build(inputs: InputSpec, regularization: RegularizationSettings, **settings: Any) -> nn.Module:
-    chosen = FeedforwardSettings.model_validate_json(json.dumps({"kind": "feedforward", **settings}))
-    return feedforward.build(chosen, inputs, regularization)
+def build(inputs: InputSpec, regularization: RegularizationSettings, size: int = 8) -> nn.Module:
+    """For every task, as a user's own would be."""
+    if inputs.task == "language_modeling":
+        writer = TextGeneratorSettings(kind="text_generator", architecture="lstm", width=size, layers=1)
+        return text_generator.build(writer, inputs, regularization)
+    if inputs.task == "image_generation":
+        painter = ImageGeneratorSettings(kind="image_generator", channels=(size,), condition_width=size)
+        return image_generator.build(painter, inputs, regularization)
+    layers = FeedforwardSettings(kind="feedforward", hidden=(size, size))
+    return feedforward.build(layers, inputs, regularization)
 
 
 def narrow(inputs: InputSpec, regularization: RegularizationSettings, width: int = 3) -> nn.Module:

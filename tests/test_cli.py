@@ -240,7 +240,9 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(answer) == {"networks", "regularizers", "stopping_rules", "datasets"}
     assert answer["networks"].keys() >= {"feedforward", "cnn"}
     assert answer["regularizers"].keys() >= {"dropout", "weight_decay", "label_smoothing"}
-    assert set(answer["stopping_rules"]) == {"patience", "none"}
+    assert answer["stopping_rules"].keys() >= {"patience", "gl", "pq", "up", "time", "none"}
+    assert "alpha" in answer["stopping_rules"]["gl"]
+    assert "Prechelt 1998" in answer["stopping_rules"]["gl"]
     assert answer["datasets"].keys() >= {"digits", "breast_cancer", "wine", "diabetes", "fashion_mnist_train"}
     assert all(text for entries in answer.values() for text in entries.values())
     assert answer["datasets"]["wine"].endswith("3 classes (target: cultivar)")

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,18 @@ import onnxruntime
 import pyarrow.parquet as pq
 import pytest
 import torch
+from contracts import CASES, Case, build, keys, over, shaken
 from torch import nn
 
 import raynn.export
+from raynn.cleaning import clean
 from raynn.encoded import shaped_arrays
 from raynn.errors import RunError
-from raynn.export import Exported, export
+from raynn.export import EXAMPLE_ROWS, EXAMPLE_STEPS, Exported, example_batch, export
+from raynn.networks.flow_matching import FlowMatching, integrate
 from raynn.preprocessing import InputSpec, Preprocessing
 from raynn.run import open_run
+from raynn.scan import ScannedLayer, scanned
 
 
 def predicted_by(path: Path, columns: dict[str, Any]) -> Any:
@@ -46,7 +52,7 @@ def test_an_exported_classifier_predicts_what_the_run_does(
     rows = pq.read_table(garden / "flowers.parquet").slice(0, 40)
     run = open_run(classifier)
     wanted = run.predict(rows)
-    cleaned = raynn.run.clean(rows, preprocessing.features, (), (), run.job.data)[0]
+    cleaned = clean(rows, preprocessing.features, (), (), run.job.data)[0]
     columns = shaped_arrays(preprocessing.encode(cleaned), preprocessing.input_spec)
     assert list(columns) == list(described["inputs"])
     found = predicted_by(out, columns)
@@ -61,7 +67,7 @@ def test_an_exported_regressor_answers_in_the_unit_of_the_target(garden: Path, r
     assert answer["outputs"]["prediction"]["shape"] == ["rows"]
     run = open_run(regressor)
     rows = pq.read_table(garden / "flowers.parquet").slice(0, 9)
-    cleaned = raynn.run.clean(rows, run.preprocessing.features, (), (), run.job.data)[0]
+    cleaned = clean(rows, run.preprocessing.features, (), (), run.job.data)[0]
     columns = shaped_arrays(run.preprocessing.encode(cleaned), run.preprocessing.input_spec)
     np.testing.assert_allclose(predicted_by(path, columns), run.predict(rows)["prediction"].to_numpy(), rtol=1e-5)
 
@@ -79,11 +85,138 @@ class Deciding(nn.Module):
         return batch["numeric"] if batch["numeric"].sum() > 0 else -batch["numeric"]
 
 
+class Counting(nn.Module):
+    """Takes the size of an axis as a number."""
+
+    def __init__(self, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        x = batch["numeric" if "numeric" in batch else "sequence"]
+        return x.flatten(1)[:, :1] * int(x.shape[self.axis])
+
+
+class Smoothing(nn.Module):
+    """Reads what it is to predict."""
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return batch["numeric"] + batch["target"][:, None]
+
+
+def graph_of(network: nn.Module, inputs: InputSpec) -> tuple[torch.export.ExportedProgram, Exported]:
+    """Of an example's rows and steps."""
+    example = example_batch(network, inputs, EXAMPLE_ROWS, EXAMPLE_STEPS)
+    model = Exported(network, inputs, tuple(example)).eval()
+    return raynn.export._traced(model, inputs, example), model
+
+
+def assert_exported(case: Case, path: Path, numbers: Sequence[tuple[int, int]]) -> None:
+    """Written, read again and run on other numbers of rows and of steps."""
+    network = shaken(build(case)).eval()
+    program, model = graph_of(network, case.inputs)
+    write = raynn.export._onnx if path.suffix == ".onnx" else raynn.export._torch
+    for num_rows, num_steps in numbers:
+        checked = example_batch(network, case.inputs, num_rows, num_steps, seed=num_rows)
+        found = write(program, checked, path)
+        with torch.no_grad():
+            expected = model(*checked.values())
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+# A network of each sort, in the task whose graph asks most of it; the rest are in the slow tier.
+SORTS = (
+    "feedforward-classification-steps and table",
+    "cnn-classification-image",
+    "cnn-classification-text",
+    "rnn-gru-classification-steps",
+    "rnn-language_modeling-tokens",
+    "lstm-forecasting-series",
+    "image_generator-vae-image_generation-pictures",
+    "text_generator-transformer-language_modeling-tokens",
+    "text_generator-lstm-language_modeling-tokens",
+    "custom-forecasting-series and covariates",
+)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if str(case) in SORTS], ids=str)
+def test_a_network_of_each_sort_is_a_graph_of_any_number_of_rows_and_steps(case: Case, tmp_path: Path) -> None:
+    assert_exported(case, tmp_path / "network.pt2", [(1, 203)])
+
+
+def test_a_recurrent_network_is_onnx(tmp_path: Path) -> None:
+    assert set(SORTS) <= {str(case) for case in CASES}
+    (case,) = [case for case in CASES if str(case) == "rnn-gru-classification-steps"]
+    assert_exported(case, tmp_path / "network.onnx", [(1, 203)])
+
+
+@pytest.mark.slow
+@over(CASES)
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_every_network_in_every_format(case: Case, suffix: str, tmp_path: Path) -> None:
+    assert_exported(case, tmp_path / f"network{suffix}", [(1, 203), (5, 40)])
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.LSTM(3, 4, batch_first=True),
+        nn.GRU(3, 4, batch_first=True),
+        nn.RNN(3, 4, batch_first=True),
+        nn.RNN(3, 4, nonlinearity="relu", batch_first=True),
+    ],
+    ids=lambda layer: layer.mode,
+)
+def test_a_scanned_layer_is_the_layer(layer: nn.RNNBase) -> None:
+    layer, x_BTF = shaken(layer, 0.5).double(), torch.randn(5, 7, 3, dtype=torch.float64)
+    (found,) = [module for module in scanned(nn.Sequential(layer)).modules() if isinstance(module, ScannedLayer)]
+    with torch.no_grad():
+        torch.testing.assert_close(found(x_BTF)[0], layer(x_BTF)[0], rtol=0, atol=1e-12)
+
+
+def test_layers_that_a_scan_does_not_know_stay() -> None:
+    for layer in (nn.LSTM(3, 4, 2), nn.GRU(3, 4, bidirectional=True), nn.LSTM(3, 4, proj_size=2), nn.RNN(3, 4)):
+        assert not [m for m in scanned(nn.Sequential(layer)).modules() if isinstance(m, ScannedLayer)]
+
+
+def guided(graph: nn.Module, class_N: torch.Tensor, strength: float, x: torch.Tensor, time: float) -> torch.Tensor:
+    told, untold = (graph(x, x.new_full((4,), time), c) for c in (class_N, torch.full_like(class_N, 3)))
+    return torch.lerp(untold, told, strength)
+
+
+def test_a_sampler_of_another_program_draws_the_pictures_of_the_run() -> None:
+    """Flow matching by its exported velocity, a VAE by its exported decoder, from the run's own noise."""
+    for case in CASES:
+        if case.kind != "image_generator" or case.data != "pictures by class":
+            continue
+        network, class_N = shaken(build(case)).eval(), torch.tensor([0, 1, 2, 0])
+        program, _ = graph_of(network, case.inputs)
+        graph = program.module()
+        with torch.no_grad():
+            if isinstance(network, FlowMatching):
+                strength = network.settings.guidance
+                drawn = integrate(partial(guided, graph, class_N, strength), network._noise(keys(4)), 2)
+                drawn = drawn * network.image.std_C11 + network.image.mean_C11
+            else:
+                blocks = raynn.export._latent_blocks(network)
+                drawn = graph(torch.cat([block.noise(keys(4)) for block in blocks], dim=1), class_N)
+            expected = network.draw(keys(4), class_N, None, None)
+        torch.testing.assert_close(drawn, expected, rtol=1e-4, atol=1e-2)
+
+
 def test_what_cannot_be_exported_says_why(classifier: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    inputs = InputSpec(num_numeric=2)
-    example = raynn.export.example_batch(inputs, 2, 3)
-    with pytest.raises(RunError, match=r"^the network cannot be exported: .*depend on its inputs' values$"):
-        raynn.export._traced(Exported(Deciding(), inputs, tuple(example)), inputs, example)
+    for network, inputs, says in (
+        (Deciding(), InputSpec(num_numeric=2), "Could not guard on data-dependent .* depend on its inputs' values"),
+        (
+            Counting(0),
+            InputSpec(num_numeric=2),
+            r"its code takes the number of rows as a constant; write x\.shape\[0\] ",
+        ),
+        (Counting(1), InputSpec(sequence_TC=(0, 2)), r"its code takes the number of steps as a constant; write x\.s"),
+        (Smoothing(), InputSpec(num_numeric=2), "it reads the column 'target', which only training has$"),
+    ):
+        with pytest.raises(RunError, match=f"^the network cannot be exported: {says}"):
+            graph_of(network, inputs)
     monkeypatch.setattr(raynn.export, "TOLERANCE", -1.0)
     with pytest.raises(RunError, match=r"disagrees with the run by 0 .* was not kept; try the other --format"):
         export(classifier, "torch_export", tmp_path / "x.pt2")

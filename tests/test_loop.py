@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import copy
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,13 @@ CASES = {
     "batch norm and dropout": (IMAGES, {"regularization": {"dropout": 0.3, "input_dropout": 0.2}}),
     "accumulation": (TABLE, {"optimization": {"accumulate": 3}, "regularization": {"gradient_clip_norm": 0.1}}),
     "regression": (VALUES, {"optimization": {"optimizer": "sgd", "schedule": "one_cycle"}}),
+    "going back": (
+        TABLE,
+        {
+            "early_stopping": {"rule": "divergence", "bound": -1.0, "warmup_epochs": 2, "reductions": 2},
+            "optimization": {"max_epochs": 4},
+        },
+    ),
 }
 SPOILED_ROW = 50  # the second worker's, of 65 rows in 9 lanes
 
@@ -163,6 +171,7 @@ def on_a_worker(workers: Workers) -> dict[str, Any]:
     for name, (inputs, sections) in CASES.items():
         state = train(job_for(inputs, **sections), inputs, workers=workers)
         found[name] = (weights(state), figures(state.history))
+    found["seconds"] = [record["seconds"] for record in state.history]
     raynn.loop.STEPS_BETWEEN_CHECKS = 1  # before the gradient has spoiled the other worker too
     with pytest.raises(TrainingError) as caught:
         train(job_for(VALUES), VALUES, arrays=spoiled(VALUES), workers=workers)
@@ -184,6 +193,7 @@ def not_finite() -> str:
 def test_two_workers_train_as_one(tmp_path: Path) -> None:
     first, second = run_on_workers(on_a_worker, 2, tmp_path)
     assert first.pop("error") == second.pop("error") == not_finite()  # told by both, seen by one
+    assert first["seconds"] == second["seconds"], "a rule goes by the time, and workers must decide alike"
     for name, (inputs, sections) in CASES.items():
         (first_weights, first_history), (second_weights, second_history) = first[name], second[name]
         assert_same_bits(first_weights, second_weights)
@@ -275,6 +285,67 @@ def test_the_best_weights_do_not_move_with_the_model() -> None:
         for parameter in state.model.parameters():
             parameter.add_(1.0)
     assert_same_bits(state.best_weights, kept)
+
+
+# Every epoch after the second is worse than the bound, so the first two decide which weights training goes back to.
+GOING_BACK = {"rule": "divergence", "bound": -1.0, "warmup_epochs": 3, "reductions": 2, "factor": 0.5}
+JUMPY = {"learning_rate": 0.3, "max_epochs": 6, "schedule": "constant"}  # so that the third epoch is not the best
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+def test_a_reduction_goes_back_to_the_weights_and_moments_of_the_best_epoch(optimizer: str) -> None:
+    job = job_for(
+        TABLE,
+        early_stopping=GOING_BACK,
+        optimization={**JUMPY, "optimizer": optimizer},
+        regularization={"ema_decay": 0.9},
+    )
+    state = fresh(job, TABLE)
+    mine, validation = TrainingShard(shard(rows(TABLE, 65), 0, 65), Lanes(65, 9, 1)), shard(rows(TABLE, 31, 1), 0, 31)
+    after: list[dict[str, Any]] = []
+    epochs_lost = 0
+    for _ in train_epochs(job, TABLE, state, mine, validation, Workers()):
+        after.append(copy.deepcopy(state.to_dict()))
+        assert state.decision is not None
+        if state.decision.back:
+            epochs_lost += len(after) - state.decision.best_epoch
+            best = after[state.decision.best_epoch - 1]
+            assert_same_bits(dict(leaves(state.moving())), dict(leaves({key: best[key] for key in state.moving()})))
+    assert state.decision is not None
+    assert [reaction.epoch for reaction in state.decision.reactions] == [4, 5]
+    assert epochs_lost > 0, "or going back changed nothing"
+    assert [record["learning_rate"] for record in state.history] == pytest.approx([0.3] * 4 + [0.15, 0.075])
+    assert state.decision.stop
+
+
+def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of nested values; the learning rate, which a step sets, is none."""
+    if isinstance(tree, Tensor):
+        yield path, tree
+    elif isinstance(tree, dict | list | tuple):
+        pairs = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        for key, value in pairs:
+            yield from leaves(value, f"{path}/{key}")
+
+
+@pytest.mark.parametrize("epochs", [3, 4, 5])
+def test_a_run_killed_around_a_reduction_resumes_exactly(epochs: int, tmp_path: Path) -> None:
+    job = job_for(TABLE, early_stopping=GOING_BACK, optimization=JUMPY, regularization={"ema_decay": 0.9})
+    through = train(job, TABLE)
+    save_checkpoint(tmp_path, epochs, train(job, TABLE, epochs=epochs).to_dict())
+    state, _ = load_newest(tmp_path)
+    assert state is not None
+    resumed = fresh(job, TABLE)
+    resumed.restore(state)
+    train(job, TABLE, resumed)
+    assert len(through.history) == 6
+    assert figures(resumed.history) == figures(through.history)
+    assert_same_bits(dict(leaves(resumed.moving())), dict(leaves(through.moving())))
+    assert resumed.decision == through.decision
+
+
+def test_no_state_is_kept_to_go_back_to_where_none_is_asked_for() -> None:
+    assert train(job_for(TABLE), TABLE, epochs=1).best_state is None
 
 
 def test_the_learning_rate_follows_the_schedule_over_all_steps() -> None:

@@ -52,7 +52,7 @@ def test_the_example_trains_and_predicts(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_settings_arrive() -> None:
     assert built("own_network:narrow", width=5).out_features == 5
-    assert built("own_network:build", hidden=[4, 5]).head.in_features == 5
+    assert built("own_network:build", size=5).head.in_features == 5
 
 
 @pytest.mark.parametrize(

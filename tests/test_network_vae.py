@@ -35,7 +35,7 @@ def vae_of(inputs: InputSpec, spread: float = 0.3, **fields: float | tuple[int, 
 def noise_of(model: Vae, noise_NL: Tensor, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
     """The network's L latent numbers set by hand; gives the moments of each in the posterior: mean, log std [N, 2]."""
     blocks = [module for module in model.modules() if isinstance(module, LatentBlock)]
-    by_salt = {int(block.salt_N[0]): noise_NL[:, [i]] for i, block in enumerate(blocks)}
+    by_salt = {int(block.noise.salt_N[0]): noise_NL[:, [i]] for i, block in enumerate(blocks)}
     moments: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:

@@ -146,13 +146,15 @@ class Pool(nn.Module):
                 "mean2": F.avg_pool2d,
             }
             return pools[f"{self.pooling}{len(self.window)}"](x_BCS, self.window), None
-        odd_one = (0, x_BCS.shape[-1] % 2)
-        pair_B1T2 = F.pad(within, odd_one).unflatten(-1, (-1, 2))
-        x_BCT2 = F.pad(x_BCS, odd_one).unflatten(-1, (-1, 2))
+        first_B1T, second_B1T = within[..., ::2], F.pad(within, (0, 1))[..., 1::2]
+        first_BCT, second_BCT = x_BCS[..., ::2], F.pad(x_BCS, (0, 1))[..., 1::2]
         if self.pooling == "max":
-            x_BCT = x_BCT2.masked_fill(~pair_B1T2, -torch.inf).amax(-1)
+            x_BCT = torch.maximum(
+                first_BCT.masked_fill(~first_B1T, -torch.inf), second_BCT.masked_fill(~second_B1T, -torch.inf)
+            )
         else:
-            x_BCT = (x_BCT2 * pair_B1T2).sum(-1) / pair_B1T2.sum(-1).clamp(min=1)
+            count_B1T = (first_B1T.int() + second_B1T.int()).clamp(min=1)
+            x_BCT = (first_BCT * first_B1T + second_BCT * second_B1T) / count_B1T
         within = within[..., ::2]
         return x_BCT.masked_fill(~within, 0.0), within  # infinities would come back from the gradient as NaN
 

@@ -136,7 +136,10 @@ class Forecaster(nn.Module):
             if key_B is not None:  # channels of a window draw different dropout masks
                 key_B = random_bits(key_B, self.salt_K).flatten()
         sequence_BWC = torch.cat([x_BWK, *parts], dim=2)
-        inner = {"sequence": sequence_BWC, "length": sequence_BWC.new_full((len(sequence_BWC),), self.window).long()}
+        inner = {
+            "sequence": sequence_BWC,
+            "length": sequence_BWC.new_full((sequence_BWC.shape[0],), self.window).long(),
+        }
         if known:
             inner["numeric"] = torch.cat(known, dim=2).flatten(1)
         outputs = self.network(inner, key_B).to(past_BWK.dtype)

@@ -6,6 +6,7 @@ Shapes: B rows, C channels, H features, T steps, ... any number of spatial axes.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -97,6 +98,12 @@ def group_norm(num_channels: int) -> GroupNorm:
     """Group normalization with the most groups, up to 8, of at least 4 channels each."""
     groups = max(g for g in range(1, 9) if num_channels % g == 0 and (g == 1 or num_channels // g >= 4))
     return GroupNorm(groups, num_channels)
+
+
+def exactly(x: Tensor) -> AbstractContextManager[object]:
+    """float32 whatever the precision asked for: where rounding errors add up over steps."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def steps_within(length_B: Tensor, num_steps: int) -> Tensor:

@@ -31,7 +31,7 @@ class DiscretizedLogistics(nn.Module):
         self.sizes = [1, channels, channels, len(self.pairs)]
         self.num_maps = mixture * sum(self.sizes)  # maps that a network has to give
         # maps of zero are components side by side, which cover all values; they would stay alike if they began alike
-        center_K = torch.linspace(-1, 1, 2 * mixture + 1)[1::2]
+        center_K = torch.linspace(-1, 1, 2 * mixture + 1)[1::2].clone()
         self.register_buffer("center_K11", center_K[:, None, None], persistent=False)
         self.log_width = -math.log(2 * mixture)
 
@@ -63,8 +63,8 @@ class DiscretizedLogistics(nn.Module):
         """Mean images [B, C, H, W] in 0 .. 255, each component's mean kept within them."""
         log_weight_BKHW, mean_BKCHW, _, slope_BKJHW = self._split(maps)
         means = list(mean_BKCHW.unbind(2))
-        for slope, (earlier, later) in zip(slope_BKJHW.unbind(2), self.pairs, strict=True):
-            means[later] = means[later] + slope * means[earlier].clamp(-1, 1)  # an earlier channel is ready by now
+        for pair, (earlier, later) in enumerate(self.pairs):  # an earlier channel is ready by now
+            means[later] = means[later] + slope_BKJHW[:, :, pair] * means[earlier].clamp(-1, 1)
         mean_BKCHW = torch.stack(means, dim=2).clamp(-1, 1)
         return ((log_weight_BKHW.exp()[:, :, None] * mean_BKCHW).sum(1) + 1) * (HIGHEST / 2)
 

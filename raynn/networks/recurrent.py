@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from raynn.errors import JobError
 from raynn.networks.inputs import Batch, TableEmbedding, TokenEmbedding
-from raynn.networks.layers import pooled_over_steps, steps_within
+from raynn.networks.layers import exactly, pooled_over_steps, steps_within
 from raynn.preprocessing import InputSpec
 from raynn.regularization import Dropout, RegularizationSettings
 from raynn.settings import Settings
@@ -116,7 +116,7 @@ class Recurrent(nn.Module):
             width = settings.hidden * ways
             self.dropouts.append(Dropout(regularization.dropout, width, next(places)))
         self.pooling = settings.pooling
-        self.score = nn.Linear(width, 1) if settings.pooling == "attention" else None
+        self.score = nn.Linear(width, 1, bias=False) if settings.pooling == "attention" else None
         self.table = TableEmbedding(inputs)
         self.head = nn.Linear(width + self.table.width, inputs.num_outputs)
 
@@ -128,8 +128,7 @@ class Recurrent(nn.Module):
             x_BTH, length_B = segmented(batch["sequence"], batch["length"], self.segment)
             x_BTH = _over_steps(self.input_dropout, x_BTH, key_B)
         length_B = length_B.clamp(min=1)
-        # float32 whatever the precision: rounding errors add up over the steps
-        with torch.autocast(x_BTH.device.type, enabled=False):
+        with exactly(x_BTH):
             x_BTH = x_BTH.to(self.head.weight.dtype)
             for layer, dropout in zip(self.layers, self.dropouts, strict=True):
                 x_BTH, last_BH = layer(x_BTH, length_B)
@@ -193,7 +192,7 @@ class RecurrentLanguageModel(nn.Module):
 
     def forward(self, batch: Batch, key_B: Tensor | None = None) -> Tensor:
         """Logits [B, T, V] of the token after each of the first T of `tokens` [B, T + 1]."""
-        return self._run(batch["tokens"][:, :-1], key_B, self.start(len(batch["tokens"])))[0]
+        return self._run(batch["tokens"][:, :-1], key_B, self.start(batch["tokens"].shape[0]))[0]
 
     def start(self, num_rows: int) -> States:
         """The state of texts of which nothing has been read."""
@@ -206,8 +205,7 @@ class RecurrentLanguageModel(nn.Module):
     def _run(self, tokens_BT: Tensor, key_B: Tensor | None, before: States) -> tuple[Tensor, States]:
         x_BTH = _over_steps(self.input_dropout, self.embedding(tokens_BT), key_B)
         after = []
-        # float32 whatever the precision: rounding errors add up over the steps
-        with torch.autocast(x_BTH.device.type, enabled=False):
+        with exactly(x_BTH):
             for layer, dropout, state in zip(self.layers, self.dropouts, before, strict=True):
                 x_BTH, state = layer(x_BTH, state)
                 x_BTH = _over_steps(dropout, x_BTH, key_B)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from raynn.errors import JobError
 from raynn.networks.inputs import Batch
+from raynn.networks.layers import exactly
 from raynn.networks.recurrent import initialize
 from raynn.networks.transformer import Transformer
 from raynn.preprocessing import InputSpec
@@ -52,7 +52,7 @@ class Lstm(nn.Module):
 
     def forward(self, x_BTW: Tensor, key_B: Tensor | None = None) -> Tensor:
         """Features [B, T, W] of each token and those before it."""
-        return self._run(x_BTW, key_B, self.start(len(x_BTW)))[0]
+        return self._run(x_BTW, key_B, self.start(x_BTW.shape[0]))[0]
 
     def start(self, num_rows: int) -> LstmState:
         """Nothing seen yet."""
@@ -64,8 +64,7 @@ class Lstm(nn.Module):
 
     def _run(self, x_BTW: Tensor, key_B: Tensor | None, state: LstmState) -> tuple[Tensor, LstmState]:
         after = []
-        # float32 whatever the precision: rounding errors add up over the steps
-        with torch.autocast(x_BTW.device.type, enabled=False):
+        with exactly(x_BTW):
             for cell, norm, dropout, before in zip(self.cells, self.norms, self.dropouts, state, strict=False):
                 y_BTW, now = cell(norm(x_BTW), before)
                 x_BTW = x_BTW + dropout(y_BTW, key_B)

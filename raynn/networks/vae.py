@@ -51,10 +51,22 @@ class VaeSettings(MapSettings):
     ] = 1.0
 
 
-class LatentBlock(nn.Module):
-    """One step of the decoder: noise added, where the image says or at random, then a residual block."""
+class Noise(nn.Module):
+    """Standard normal numbers, a function of a row's key and of the place."""
 
     salt_N: Tensor
+
+    def __init__(self, num: int, place: int) -> None:
+        super().__init__()
+        self.register_buffer("salt_N", column_salts(place, num), persistent=False)
+
+    def forward(self, key_B: Tensor) -> Tensor:
+        """Numbers [B, N]."""
+        return normal(key_B, self.salt_N)
+
+
+class LatentBlock(nn.Module):
+    """One step of the decoder: noise added, where the image says or at random, then a residual block."""
 
     def __init__(self, channels: int, size: tuple[int, int], latent: int, p: float, places: Iterator[int]) -> None:
         super().__init__()
@@ -64,7 +76,7 @@ class LatentBlock(nn.Module):
         self.posterior = zeroed(nn.Conv2d(channels, 2 * latent, 1))
         self.inject = nn.Conv2d(latent, channels, 1)
         self.block = ResidualBlock(channels, channels, 0, p, next(places))
-        self.register_buffer("salt_N", column_salts(next(places), math.prod(self.shape_ZHW)), persistent=False)
+        self.noise = Noise(math.prod(self.shape_ZHW), next(places))
 
     def forward(self, x_BCHW: Tensor, seen_BCHW: Tensor | None, key_B: Tensor) -> tuple[Tensor, Tensor]:
         """The map with noise in it [B, C, H, W], and the divergence of its posterior from N(0, 1) in nats [B].
@@ -74,9 +86,9 @@ class LatentBlock(nn.Module):
             seen_BCHW: the encoder's map of the same shape; None draws from the prior.
             key_B: of the noise.
         """
-        noise_BZHW = normal(key_B, self.salt_N).reshape(-1, *self.shape_ZHW)
+        noise_BZHW = self.noise(key_B).reshape(-1, *self.shape_ZHW)
         if seen_BCHW is None:
-            divergence_B = noise_BZHW.new_zeros(len(key_B))
+            divergence_B = noise_BZHW.new_zeros(key_B.shape[0])
         else:
             look_BCHW = self.look(torch.cat([x_BCHW, seen_BCHW], dim=1), None, key_B)
             moments = self.posterior(F.silu(self.norm(look_BCHW)))
@@ -180,7 +192,7 @@ class Vae(ImageGenerator):
         """Maps of the pixels' distribution [B, num_maps, H, W], and the divergence of the posterior from the prior in
         nats [B]; noise is drawn from the prior where nothing was seen.
         """
-        x_BCHW = self.start_CHW.expand(len(key_B), -1, -1, -1)
+        x_BCHW = self.start_CHW.expand(key_B.shape[0], -1, -1, -1)
         if self.label is not None:
             x_BCHW = x_BCHW + self.label(class_B)[:, :, None, None]
         x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,292 @@
+"""Where Ray Tune meets the director: Tune runs trials in actors that it reuses, the director says which and when."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+
+from raynn.director import Director
+from raynn.errors import JobError, ResourceError
+from raynn.job import ChangeSettings, Job
+from raynn.ledger import Trial
+from raynn.trial import SharedData, TrialActor
+
+TRIALS = "trials"
+
+# Tune's own loggers and snapshots: the ledger and the run folders hold all that there is to know
+ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_RESULT_BUFFER_LENGTH": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+@dataclass(frozen=True)
+class Slots:
+    """What each trial takes of the cluster, and how many run at a time."""
+
+    cpus: float
+    gpus: float
+    concurrent: int
+    threads: int  # of one-worker trials
+
+
+def slots_for(job: Job, available: Mapping[str, float]) -> Slots:
+    """As many trials at a time as the cluster holds, or as `search.concurrent_trials` says.
+
+    Raises:
+        ResourceError: not even one fits, or fewer than asked for.
+    """
+    assert job.search is not None
+    resources = job.resources
+    cpus, gpus = float(resources.cpus_per_worker or 1), resources.gpus_per_worker
+    if gpus == "auto":
+        gpus = 1.0 if available.get("GPU", 0) >= resources.workers else 0.0
+    room = available.get("CPU", 0) / (cpus * resources.workers)
+    if gpus:
+        # a GPU is shared by whole trials: of 0.4 of one, two fit
+        shares = available.get("GPU", 0) * (int(1 / gpus) if gpus < 1 else 1 / gpus)
+        room = min(room, shares / resources.workers)
+    asked = job.search.concurrent_trials
+    most = int(room + 1e-9)
+    if most < 1 or (asked != "auto" and asked > most):
+        wanted = 1 if asked == "auto" else asked
+        raise ResourceError(
+            f"{wanted} trial{'s' if wanted > 1 else ''} at a time with resources.workers = {resources.workers}, "
+            f"cpus_per_worker = {cpus:g} and {gpus:g} GPUs a worker need more than the cluster's "
+            f"{available.get('CPU', 0):g} CPUs and {available.get('GPU', 0):g} GPUs; use fewer workers, fewer "
+            "search.concurrent_trials, or a larger cluster"
+        )
+    concurrent = most if asked == "auto" else asked
+    concurrent = min(concurrent, job.search.trials)
+    threads = int(resources.cpus_per_worker or max(1, (os.cpu_count() or 1) // concurrent))
+    return Slots(cpus, gpus, concurrent, threads)
+
+
+@dataclass
+class Desk:
+    """Where Tune's two questions, for a new trial and for a paused one, meet the director's one answer."""
+
+    director: Director
+    folder: Path  # of the search
+    job: Job
+    describe: Callable[[Path, Job], None]  # writes what a run folder holds before the first step
+    waiting: Trial | None = None  # to be run next
+    of_tune: dict[int, Any] = field(default_factory=dict)  # Tune's trials by number
+
+    def run_folder(self, trial: Trial) -> Path:
+        """Of a trial."""
+        return self.folder / TRIALS / f"{trial.number:04d}"
+
+    def job_of(self, trial: Trial) -> Job:
+        """The job that a trial is: the search's own with the trial's settings.
+
+        Raises:
+            JobError: settings that do not fit together.
+        """
+        job = self.job.with_settings(trial.settings)
+        changes = tuple(ChangeSettings(after_epoch=c.after_epoch, settings=c.settings) for c in trial.changes)
+        return job.model_copy(update={"name": f"{self.job.name}-{trial.number:04d}", "changes": changes})
+
+    def next(self) -> Trial | None:
+        """The trial to run, kept until one of Tune's questions can be answered with it; its run folder is there."""
+        while self.waiting is None:
+            trial = self.director.next()
+            if trial is None:
+                return None
+            try:
+                self._prepare(trial)
+            except JobError as error:
+                self.director.ended(trial, "failed", str(error))
+                continue
+            self.waiting = trial
+        return self.waiting
+
+    def config(self, trial: Trial) -> dict[str, Any]:
+        """What the trial's actor is told."""
+        job = self.job_of(trial).model_dump_json()
+        return {"number": trial.number, "job": job, "folder": str(self.run_folder(trial)), "told": trial.epochs}
+
+    def _prepare(self, trial: Trial) -> None:
+        run, job = self.run_folder(trial), self.job_of(trial)
+        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+        self.describe(run, job)
+        if trial.changes and trial.changes[-1].after_epoch == trial.epochs:
+            self._take_over(run, trial)
+
+    def _take_over(self, run: Path, trial: Trial) -> None:
+        """The donor's newest checkpoint in place of the trial's own; linked, as checkpoints are never written to."""
+        donor = self.run_folder(self.director.trials[int(str(trial.notes["donor"]))])
+        source = donor / "checkpoints" / f"epoch-{trial.epochs:05d}"
+        taken = run / "checkpoints" / source.name
+        mark = f"{donor.name} {trial.epochs}"
+        if (taken / "donor").exists() and (taken / "donor").read_text() == mark:
+            return
+        partial = run / "checkpoints" / "partial-donor"
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(source, partial, copy_function=_link)
+        (partial / "donor").unlink(missing_ok=True)
+        (partial / "donor").write_text(mark)
+        for old in (run / "checkpoints").glob("epoch-*"):
+            shutil.rmtree(old)
+        partial.rename(taken)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
+
+
+class NewTrials(Searcher):  # type: ignore[misc]
+    """Tune asks for a new trial."""
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__()
+        self.desk, self.numbers = desk, dict[str, int]()
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The director's next trial, if Tune does not hold it yet."""
+        trial = self.desk.next()
+        if self.desk.director.over:
+            return str(Searcher.FINISHED)
+        if trial is None or trial.number in self.desk.of_tune:
+            return None
+        self.desk.waiting = None
+        self.numbers[trial_id] = trial.number
+        return self.desk.config(trial)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tune gave up on a trial whose process died again and again."""
+        trial = self.desk.director.trials[self.numbers[trial_id]]
+        if error and not trial.ended:
+            limit = self.desk.job.resources.max_failures
+            self.desk.director.ended(
+                trial, "failed", f"its process died more than resources.max_failures = {limit} times"
+            )
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the ledger is what is restored from."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, likewise."""
+
+
+class Decisions(TrialScheduler):  # type: ignore[misc]
+    """Tune asks what becomes of a trial, and whether a paused one goes on."""
+
+    def __init__(self, desk: Desk, slots: Slots) -> None:
+        super().__init__()
+        self.desk, self.slots = desk, slots
+        self.keeps_actors = False
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """A new one, or one whose process died and that begins again from its checkpoint."""
+        number = trial.config["number"]
+        self.desk.of_tune[number] = trial
+        trial.config["told"] = self.desk.director.trials[number].epochs
+        if not self.keeps_actors:
+            # Tune ends an actor that no waiting trial is known for, and starting another costs seconds: as many are
+            # kept as run at a time
+            controller = getattr(tune_controller, "_tune_controller", tune_controller)
+            controller._actor_cache.increase_max(trial.placement_group_factory, self.slots.concurrent)
+            self.keeps_actors = True
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Its process died; whether it begins again is Tune's to count."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """An epoch."""
+        ours = self.desk.director.trials[trial.config["number"]]
+        verdict = self.desk.director.reported(ours, json.loads(result["record"]), result["last"])
+        if verdict.kind == "cut" and not result["last"]:
+            return str(TrialScheduler.STOP)
+        if verdict.kind == "pause":
+            tune_controller.pause_trial(trial, should_checkpoint=False)
+            return str(TrialScheduler.NOOP)
+        return str(TrialScheduler.CONTINUE)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """It came to its own end, if it was not ended here."""
+        ours = self.desk.director.trials[trial.config["number"]]
+        if not ours.ended:
+            self.desk.director.ended(ours, result["status"], result["reason"])
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """It was paused, and the search is over."""
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """The director's next trial, if it is one that Tune holds paused."""
+        trial = self.desk.next()
+        if self.desk.director.over:
+            for held in self.desk.of_tune.values():
+                if held.status == tune.experiment.trial.Trial.PAUSED:
+                    tune_controller.stop_trial(held)
+        if trial is None or trial.number not in self.desk.of_tune:
+            return None
+        self.desk.waiting = None
+        held = self.desk.of_tune[trial.number]
+        held.set_config(self.desk.config(trial))
+        return held
+
+    def debug_string(self) -> str:
+        """Nothing: raynn says how the search goes."""
+        return ""
+
+
+def run_trials(desk: Desk, shared: SharedData, slots: Slots) -> None:
+    """Runs the search to its end, on the Ray that is there.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; everything is saved.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    for name in ("ray.tune", "ray.train", "ray"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    # several workers hold their own resources; what drives them takes next to nothing
+    many = desk.job.resources.workers > 1
+    resources = {"CPU": 0, "memory": 1} if many else {"CPU": slots.cpus, "GPU": slots.gpus}
+    trainable = tune.with_parameters(TrialActor, shared=shared, threads=slots.threads)
+    scratch = desk.folder / "scratch"
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, tune.PlacementGroupFactory([resources])),
+        tune_config=tune.TuneConfig(
+            search_alg=NewTrials(desk),
+            scheduler=Decisions(desk, slots),
+            num_samples=-1,
+            reuse_actors=True,
+            trial_name_creator=lambda trial: f"{trial.config['number']:04d}",
+            trial_dirname_creator=lambda trial: f"{trial.config['number']:04d}",
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(scratch),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=desk.job.resources.max_failures),
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, on_interrupt)
+    if not desk.director.over:
+        raise KeyboardInterrupt

@@ -1,0 +1,364 @@
+"""Many jobs: a search, from its job file to the model it ends with."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from safetensors.torch import load_file
+
+from raynn import progress
+from raynn.batches import TrainingShard
+from raynn.checkpoint import load_newest
+from raynn.cluster import cluster
+from raynn.collectives import Workers, gpu_names
+from raynn.data import RayDriver, fetch
+from raynn.desk import Desk, Slots, run_trials, slots_for
+from raynn.director import Director, Limits, Repeats
+from raynn.errors import JobError, RunError, TrainingError
+from raynn.estimate import Pace, estimate, expected_epochs, seconds_left
+from raynn.folder import check_storage, claim, environment, newest, read_result, write_bad_rows, write_json
+from raynn.job import NOT_THE_RESULT, Job, differences
+from raynn.lanes import Lanes
+from raynn.ledger import FILE, Ledger, Trial, value_at
+from raynn.loop import TrainingState, evaluate_shard, train_epochs
+from raynn.objectives import with_split
+from raynn.outcome import best_epoch, best_job_text, counts, metrics_of, repeated, trials_table, winner, write_trials
+from raynn.placement import place_shards
+from raynn.preparation import Driver, LocalDriver, Prepared, located, split_summary
+from raynn.preprocessing import Preprocessing
+from raynn.progress import ProgressLine, ProgressWriter
+from raynn.race import Race
+from raynn.schedulers import scheduler_of, written_out
+from raynn.shards import as_arrays, build_shard
+from raynn.splits import TEST
+from raynn.tasks import build_model, checked, prepare_job, understand_job
+from raynn.training import Shards, save_model
+from raynn.trial import SharedData, preparation_key
+
+PROBE_STEPS = 8
+
+
+def tune(job: Job, folder: Path | None = None, *, quiet: bool = True, started_at: float | None = None) -> Path:
+    """Runs the search of a job to its end and returns its folder: trials, the winner's model, its test metrics.
+
+    Args:
+        job: with a `search`. With `resume` the newest search of its name is continued, or extended by more trials.
+        folder: where relative sources are looked for besides the current folder; the job file's own.
+        quiet: no progress line, no word on standard error.
+        started_at: Unix time [s] that `seconds` counts from; now by default.
+
+    Raises:
+        UserError: the job, its data or its resources need mending.
+        TrainingError: more trials failed than `search.max_failed_trials`, or all of them.
+    """
+    started_at = started_at or time.time()
+    if job.search is None:
+        raise JobError(
+            "the job has no `search` section: say what to vary, for instance search: {space: regularization}"
+        )
+    storage = check_storage(job.storage)
+    job = job.model_copy(update={"data": located(job.data, folder or Path())})
+    assert job.search is not None
+    resumed = _resumed(job, storage) if job.resume else None
+    understood = understand_job(job, folder or Path())
+    cpus = job.resources.workers * (job.resources.cpus_per_worker or 1)
+    concurrent = job.search.concurrent_trials
+    at_least = concurrent if concurrent != "auto" else 1
+    with cluster(cpus * at_least):
+        driver: Driver = RayDriver() if job.resources.workers > 1 else LocalDriver()
+        prepared = prepare_job(job, understood, driver)
+        job = checked(job.model_copy(update={"task": prepared.task}), prepared)
+        slots = slots_for(job, ray.cluster_resources())
+        search = resumed or claim(storage, job.name)
+        if not quiet:
+            _say(f"{split_summary(prepared)}; {prepared.task}: {prepared.task_reason}")
+            _say(f"search folder {search}; {slots.concurrent} trials at a time")
+        return _Search(job, search, prepared, slots, started_at, quiet).run()
+
+
+@dataclass
+class _Search:
+    """One session's work on a search."""
+
+    job: Job
+    folder: Path
+    prepared: Prepared
+    slots: Slots
+    started_at: float
+    quiet: bool
+
+    def __post_init__(self) -> None:
+        self.environment = environment(self.job.optimization.seed, gpu_names())
+        (self.folder / "job.yaml").write_text(self.job.to_yaml())
+        write_json(self.folder / "environment.json", self.environment)
+        write_bad_rows(self.folder / "bad_rows.jsonl", self.prepared.bad_rows)
+        assert self.job.search is not None
+        self.settings = self.job.search
+        self.ledger = Ledger(self.folder / FILE)
+        self.shards = self._shards()
+        self.director = director_of(self.job, self.ledger, self.slots)
+        self.desk = Desk(self.director, self.folder, self.job, self._describe)
+
+    def run(self) -> Path:
+        """From wherever the search stands to its end."""
+        (self.folder / "result.json").unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "scratch", ignore_errors=True)
+        self.ledger.begin_session()
+        self.pace = self._probed()
+        try:
+            with ProgressWriter(self.folder, self._progress), ProgressLine(self.folder, quiet=self.quiet):
+                run_trials(self.desk, self._shared(), self.slots)
+        finally:
+            shutil.rmtree(self.folder / "scratch", ignore_errors=True)
+            (self.folder / progress.FILE).unlink(missing_ok=True)
+            self._write_trials()
+        return self._concluded()
+
+    def _describe(self, run: Path, job: Job) -> None:
+        """What a trial's run folder holds before its first step."""
+        (run / "job.yaml").write_text(job.to_yaml())
+        write_json(run / "environment.json", self.environment | {"seed": job.optimization.seed})
+
+    def _shards(self) -> Shards | None:
+        """Training and validation rows for trials of one worker, placed once for all of them."""
+        if self.job.resources.workers > 1:
+            return None
+        scratch = self.folder / "scratch" / "shared"
+        return place_shards(self.prepared.encoded, _itself, self.job, Workers(), 1, scratch, tests=False)
+
+    def _shared(self) -> SharedData:
+        """The prepared data, in Ray's object store: a node that runs trials holds them once."""
+        key, preprocessing = preparation_key(self.job), self.prepared.preprocessing.to_json()
+        if self.shards is None:
+            return SharedData(key, preprocessing, encoded=self.prepared.encoded)
+        train, validation = (as_arrays(s) for s in (self.shards.train.shard, self.shards.validation))
+        return SharedData(key, preprocessing, ray.put(train), ray.put(validation))
+
+    def _probed(self) -> Pace:
+        """What an epoch takes, tried for a few steps here with the job's own settings; how long that makes the search
+        is said, and noted in the ledger.
+        """
+        scheduler, max_epochs = written_out(self.settings.scheduler), self.job.optimization.max_epochs
+        grace = getattr(scheduler, "grace_period", 1)
+        epochs = expected_epochs(max_epochs, scheduler.kind, grace, getattr(scheduler, "reduction_factor", 3))
+        noted = self.ledger.facts.get("epoch_s")
+        if isinstance(noted, float):
+            return Pace(noted, epochs)
+        if self.shards is None:
+            return Pace(0.0, epochs)  # groups of workers: known once the first has trained an epoch
+        torch.set_num_threads(self.slots.threads)
+        pace = Pace(probe(self.job, self.prepared.preprocessing, self.shards), epochs)
+        found = estimate(pace, self.settings.trials, self.slots.concurrent, 1.0, self._num_repeats, max_epochs)
+        self.ledger.note(epoch_s=pace.epoch_s, estimate_s=found.total_s, estimate_device_hours=found.device_hours)
+        if not self.quiet:
+            _say(f"estimate for {self.settings.trials} trials, {self.slots.concurrent} at a time: {found}")
+        return pace
+
+    @property
+    def _num_repeats(self) -> int:
+        return self.director.repeats.top * len(self.director.repeats.seeds)
+
+    def _progress(self) -> dict[str, Any]:
+        """What the progress line shows."""
+        trials = list(self.ledger.trials)
+        best = self.director.ranked(trials)[:1]
+        max_epochs, concurrent = self.job.optimization.max_epochs, self.slots.concurrent
+        left = seconds_left(self.ledger, self.pace, self.settings.trials, concurrent, max_epochs, self._num_repeats)
+        if self.director.limits.time_s is not None:
+            left = min(left, max(0.0, self.director.limits.time_s - self.ledger.seconds))
+        return {
+            "search": counts(trials),
+            "trials_done": sum(trial.ended for trial in trials),
+            "trials": max(self.settings.trials + self._num_repeats, len(trials)),
+            "metric": self.director.metric,
+            "best": value_at(best[0], best[0].epochs, self.director.metric, self.director.direction) if best else None,
+            "best_trial": best[0].number if best else None,
+            "seconds_left": left,
+        }
+
+    def _write_trials(self) -> None:
+        director = self.director
+        folders = {t.number: str(self.desk.run_folder(t).relative_to(self.folder)) for t in self.ledger.trials}
+        if self.ledger.trials:
+            table = trials_table(self.ledger.trials, director.metric, director.direction, folders)
+            write_trials(self.folder / "trials.parquet", table)
+
+    def _concluded(self) -> Path:
+        """The winner's model, looked at once on the test set; result.json."""
+        director, trials = self.director, self.ledger.trials
+        for trial in trials:
+            self._leave_model(trial)
+        ranked = director.ranked()
+        repeats = repeated(trials, ranked, director.metric, director.direction)
+        best = winner(ranked, repeats)
+        result: dict[str, Any] = {
+            "name": self.folder.name,
+            "status": "finished",
+            "stop_reason": self.ledger.facts.get("stop_reason"),
+            "trials": counts(trials),
+            "metric": director.metric,
+            "seconds": round(self.ledger.seconds, 3),
+            "device_hours": round(self.ledger.busy_seconds * director.limits.devices_per_trial / 3600, 6),
+            "estimate": {
+                "seconds_at_start": self.ledger.facts.get("estimate_s"),
+                "device_hours_at_start": self.ledger.facts.get("estimate_device_hours"),
+                "seconds_true": round(self.ledger.seconds, 3),
+            },
+            "repeats": repeats,
+        }
+        num_failed = sum(trial.status == "failed" for trial in trials)
+        if best is None or num_failed > director.limits.failed_trials:
+            reason = next((trial.reason for trial in trials if trial.status == "failed"), "no trial has a value")
+            problem = f"{num_failed} of {len(trials)} trials failed, the first: {reason}"
+            write_json(self.folder / "result.json", result | {"status": "failed", "stop_reason": problem})
+            raise TrainingError(f"{problem}; {self.folder / 'trials.parquet'} holds them all")
+        run = self.desk.run_folder(best)
+        metrics = metrics_of(best, director.metric, director.direction)
+        tested = self._tested(best, run)
+        result["best"] = {
+            "number": best.number,
+            "settings": best.settings_now,
+            "changes": [{"after_epoch": c.after_epoch, "settings": c.settings} for c in best.changes],
+            "metrics": metrics | tested,
+            "run": str(run.relative_to(self.folder)),
+        }
+        result |= {"metrics": metrics | tested, "model": "model"}
+        shutil.rmtree(self.folder / "model", ignore_errors=True)
+        shutil.copytree(run / "model", self.folder / "model")
+        job = self.desk.job_of(best).model_copy(update={"storage": self.job.storage})
+        about = self._about(best, result)
+        (self.folder / "job.best.yaml").write_text(best_job_text(job, best.settings, about))
+        write_json(self.folder / "result.json", result)
+        return self.folder
+
+    def _about(self, best: Trial, result: dict[str, Any]) -> str:
+        shown = ", ".join(f"{key} {value:.6g}" for key, value in result["metrics"].items())
+        found = "\n".join(f"  {name}: {value}" for name, value in best.settings_now.items())
+        return f"Found by {self.folder.name}, trial {best.number} of {len(self.ledger.trials)}: {shown}\n{found}"
+
+    def _leave_model(self, trial: Trial) -> None:
+        """Model and result.json of a trial ended from outside: its best weights so far are in its checkpoint."""
+        run, director = self.desk.run_folder(trial), self.director
+        if not trial.ended or (trial.status in ("finished", "stopped_early") and (run / "result.json").exists()):
+            return
+        if not (run / "job.yaml").exists():  # its settings did not fit together
+            return
+        epoch = best_epoch(trial, director.metric, director.direction)
+        saved, _ = load_newest(run / "checkpoints") if epoch else (None, [])
+        if saved is not None and not (run / "model" / "weights.safetensors").exists():
+            preprocessing = self._prepared_for(trial).preprocessing
+            save_model(run / "model", self.desk.job_of(trial), preprocessing.to_json(), saved["best_weights"])
+        result = {
+            "name": run.name,
+            "status": trial.status,
+            "stop_reason": trial.reason,
+            "best_epoch": epoch,
+            "epochs": trial.epochs,
+            "metrics": metrics_of(trial, director.metric, director.direction),
+            "model": "model" if saved is not None else None,
+        }
+        write_json(run / "result.json", result)
+
+    def _prepared_for(self, trial: Trial) -> Prepared:
+        """The data as the trial saw them."""
+        job = self.desk.job_of(trial)
+        if preparation_key(job) == preparation_key(self.job):
+            return self.prepared
+        return prepare_job(job, understand_job(job, Path()), LocalDriver())
+
+    def _tested(self, best: Trial, run: Path) -> dict[str, float]:
+        """The winner's metrics on the test set; none where the job has no test set."""
+        prepared, job = self._prepared_for(best), self.desk.job_of(best)
+        rows = prepared.encoded.num_rows(TEST)
+        if not rows:
+            return {}
+        model = build_model(job, prepared.preprocessing)
+        model.load_state_dict(load_file(run / "model" / "weights.safetensors"))
+        fetch_block = fetch if self.shards is None and prepared is self.prepared else _itself
+        shard = build_shard(
+            prepared.encoded.pieces(TEST, 0, rows, fetch_block),
+            0,
+            rows,
+            folder=self.folder / "scratch" / "test",
+            device=torch.device("cpu"),
+        )
+        test = with_split("test", evaluate_shard(job, prepared.preprocessing.input_spec, model, shard, Workers()))
+        shutil.rmtree(self.folder / "scratch", ignore_errors=True)
+        result = read_result(run)
+        write_json(run / "result.json", result | {"metrics": result["metrics"] | test})
+        return test
+
+
+def director_of(job: Job, ledger: Ledger, slots: Slots) -> Director:
+    """Who decides: the algorithm and the scheduler that the job asks for, within its budget."""
+    settings = job.search
+    assert settings is not None
+    import random as _r
+
+    def suggest(number, trials):
+        from raynn.exploration import drawn
+
+        g = _r.Random(number)
+        return {k: drawn(v, g.random()) for k, v in settings.space.items()}, {}
+
+    race = Race(settings.metric, settings.direction, job.optimization.max_epochs)
+    scheduler = scheduler_of(settings.scheduler, race, settings.trials, 0, settings.space)
+    limits = Limits(settings.trials, 3, slots.concurrent)
+    return Director(ledger, suggest, scheduler, limits, settings.metric, settings.direction)
+
+
+def probe(job: Job, preprocessing: Preprocessing, shards: Shards) -> float:
+    """Seconds of one epoch, from a few steps: training, and a validation that computes forward alone.
+
+    The first of two short epochs warms up and is not counted.
+    """
+    optimization, whole = job.optimization, shards.train.shard
+    rows = min(whole.num_rows, optimization.global_batch_size * PROBE_STEPS)
+    part = TrainingShard(whole.first(rows), Lanes(rows, optimization.global_batch_size, optimization.seed))
+    looked_at = shards.validation.first(min(shards.validation.num_rows, rows))
+    job = job.model_copy(update={"optimization": optimization.model_copy(update={"max_epochs": 2}), "changes": ()})
+    state = TrainingState.fresh(job, build_model(job, preprocessing))
+    inputs, marks = preprocessing.input_spec, [time.perf_counter()]
+    for _ in train_epochs(job, inputs, state, part, looked_at, Workers()):
+        marks.append(time.perf_counter())
+    training = state.history[-1]["seconds"]
+    validation = marks[-1] - marks[-2] - training
+    return training * whole.num_rows / rows + validation * shards.validation.num_rows / looked_at.num_rows
+
+
+def _resumed(job: Job, storage: Path) -> Path:
+    """The search to continue.
+
+    Raises:
+        RunError: there is none, or the job has changed in more than the number of trials and the budget.
+    """
+    search = newest(storage, job.name)
+    if not (search / FILE).exists():
+        raise RunError(f"resume = true, but {search} holds no search; run without resume=true to start one")
+    before = Job.load(search / "job.yaml")
+    now = job.model_copy(update={"task": job.task or before.task})
+    may_differ = tuple(f"search.{key}" for key in ("trials", "budget", "max_failed_trials", "concurrent_trials"))
+    may_differ = (*(key for key in NOT_THE_RESULT if key != "search"), *may_differ, "search.repeats", "search.winner")
+    changed = [line for line in differences(before, now) if not line.startswith(may_differ)]
+    if changed:
+        raise RunError(
+            f"resume = true, but the job differs from the one that {search} was started with:\n  "
+            + "\n  ".join(changed)
+            + "\nundo the change, or run without resume=true to start a new search"
+        )
+    return search
+
+
+def _itself(table: Any) -> Any:
+    return table
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")

@@ -1,0 +1,138 @@
+"""A search on Ray Tune: what it finds can be trained again, what it decides survives a kill, and nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from raynn.job import Job
+from raynn.ledger import Ledger
+from raynn.trainer import train
+from raynn.tuner import tune
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+DROPOUT, RATE = "regularization.dropout", "optimization.learning_rate"
+
+
+def job(storage: Path, search: dict[str, Any], **sections: Any) -> Job:
+    """A small network on images of digits; a trial of six epochs takes less than a second."""
+    return Job.from_dict(
+        {
+            "name": "digits",
+            "data": {"train": "digits", "target": "label", "test": 0.2},
+            "network": {"kind": "feedforward", "hidden": [16]},
+            "optimization": {"global_batch_size": 64, "max_epochs": 6, "learning_rate": 3e-3},
+            "early_stopping": {"patience": 3},
+            "search": {
+                "trials": 6,
+                "algorithm": "random",
+                "metric": "val/loss",
+                "space": {DROPOUT: {"uniform": [0.0, 0.6]}, RATE: {"loguniform": [1e-4, 3e-2]}},
+                **search,
+            },
+            "storage": str(storage),
+            **sections,
+        }
+    )
+
+
+def result_of(run: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run / "result.json").read_text())
+    return content
+
+
+def records_of(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def clocks_aside(record: dict[str, float]) -> dict[str, float]:
+    return {key: value for key, value in record.items() if key not in ("seconds", "examples_per_second")}
+
+
+def all_is_free(cpus: float) -> bool:
+    """Whether every CPU is free and no actor is alive, within some seconds."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        groups = [g for g in ray.util.placement_group_table().values() if g["state"] != "REMOVED"]
+        if ray.available_resources().get("CPU", 0.0) == cpus and not groups:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_what_a_search_finds_can_be_trained_again(ray_cluster: None, tmp_path: Path) -> None:
+    """The whole of it: a table, a run folder a trial, the winner's model and its test metrics, and a job file that gives
+    the same.
+    """
+    search = tune(job(tmp_path, {"scheduler": {"kind": "asha", "grace_period": 1, "reduction_factor": 2}}))
+    result, table = result_of(search), pq.read_table(search / "trials.parquet").to_pylist()
+    assert sum(result["trials"].values()) == len(table) == 6
+    assert result["trials"]["cut"] >= 1
+    for row in table:
+        records = records_of(search / row["run"])
+        assert len(records) == row["epochs"]
+        assert min(record["val/loss"] for record in records) == row["value"]
+        of_trial = result_of(search / row["run"])
+        assert of_trial["status"] == row["status"]
+        assert of_trial["best_epoch"] == row["best_epoch"]
+        assert (search / row["run"] / "model" / "weights.safetensors").exists()
+        tested = [key for key in of_trial["metrics"] if key.startswith("test/")]
+        assert bool(tested) == (row["number"] == result["best"]["number"]), "the test set is looked at once"
+    best = min(table, key=lambda row: row["value"])
+    assert result["best"]["number"] == best["number"]
+    assert all_is_free(4)
+    again = train(Job.load(search / "job.best.yaml", [f"storage={tmp_path}", "name=again"]))
+    by_epoch = [clocks_aside(record) for record in records_of(search / best["run"])]
+    assert [clocks_aside(record) for record in records_of(again)][: len(by_epoch)] == by_epoch
+    if best["status"] != "cut":
+        assert result_of(again)["metrics"] == result["metrics"]
+
+
+def test_trials_of_several_workers_are_cut_and_free_what_they_held(ray_cluster: None, tmp_path: Path) -> None:
+    """Without a dashboard, where a trial ended by killing it would hold its workers' resources for ever."""
+    scheduler = {"kind": "asha", "grace_period": 1, "reduction_factor": 2}
+    of_two = {"workers": 2}
+    search = tune(job(tmp_path, {"trials": 3, "scheduler": scheduler}, resources=of_two))
+    trials = Ledger(search / "search.jsonl").trials
+    assert [trial.status for trial in trials].count("cut") >= 1
+    assert all(trial.epochs == len(records_of(search / "trials" / f"{trial.number:04d}")) for trial in trials)
+    assert all_is_free(4)
+    alone = tune(job(tmp_path / "alone", {"trials": 1, "scheduler": "none"}))
+    expected = [record["val/loss"] for record in records_of(alone / "trials" / "0000")]
+    found = [record["val/loss"] for record in trials[0].records]
+    assert found == pytest.approx(expected[: len(found)], rel=1e-5)
+
+
+def test_a_population_goes_on_from_the_best_and_its_schedule_can_be_replayed(ray_cluster: None, tmp_path: Path) -> None:
+    scheduler = {"kind": "pbt", "interval": 2, "quantile_fraction": 0.34}
+    search = tune(job(tmp_path, {"trials": 3, "scheduler": scheduler}, early_stopping={"rule": "none"}))
+    trials = Ledger(search / "search.jsonl").trials
+    changed = [trial for trial in trials if trial.changes]
+    assert changed, "nothing was taken over"
+    for trial in changed:
+        donor = trials[int(str(trial.notes["donor"]))]
+        assert trial.settings_now != donor.settings
+        folder = search / "trials" / f"{trial.number:04d}"
+        replayed = train(Job.load(folder / "job.yaml", [f"storage={tmp_path}", f"name=replay-{trial.number}"]))
+        assert [clocks_aside(r) for r in records_of(replayed)] == [clocks_aside(r) for r in trial.records]
+        assert [clocks_aside(r) for r in records_of(folder)] == [clocks_aside(r) for r in trial.records]
+        assert records_of(folder)[-1]["learning_rate"] < 3e-2
+
+
+def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(ray_cluster: None, tmp_path: Path) -> None:
+    """A rate at which the loss explodes fails the trial that draws it."""
+    space = {RATE: {"choice": [1e-3, 1e30, 3e-3]}}
+    search = tune(job(tmp_path, {"algorithm": "grid", "trials": 3, "space": space, "scheduler": "none"}))
+    rows = pq.read_table(search / "trials.parquet").to_pylist()
+    assert sorted(row["status"] for row in rows).count("failed") == 1
+    failed = next(row for row in rows if row["status"] == "failed")
+    assert "the training loss stopped being finite at step" in failed["reason"]
+    assert result_of(search / failed["run"])["status"] == "failed"
+    assert result_of(search)["trials"]["failed"] == 1
