@@ -21,7 +21,7 @@ def build(settings: LstmSettings, inputs: InputSpec, regularization: Regularizat
     """The network for these inputs.
 
     Raises:
-        JobError: the features have neither a sequence nor text, a text is to be read in segments, or a language model in
+        JobError: no feature is a sequence or text, a text is to be read in segments, or a language model in
             both directions.
     """
 

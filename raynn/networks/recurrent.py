@@ -149,8 +149,8 @@ class Recurrent(nn.Module):
 
 
 def segmented(x_BTF: Tensor, length_B: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Segments of `steps` steps side by side [B, T / steps, steps * F], rounded up, and how many each row has; a last one
-    that is not full ends in zeros.
+    """Segments of `steps` steps side by side [B, T / steps, steps * F], T / steps rounded up, and how many each row has
+    [B]; one that is not full ends in zeros.
     """
     if steps == 1:
         return x_BTF, length_B
@@ -219,7 +219,7 @@ def build_recurrent(
     """The network for these inputs.
 
     Raises:
-        JobError: the features have neither a sequence nor text, a text is to be read in segments, or a language model in
+        JobError: no feature is a sequence or text, a text is to be read in segments, or a language model in
             both directions.
     """
     if settings.segment > 1 and not inputs.sequence_TC:

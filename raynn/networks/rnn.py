@@ -22,7 +22,7 @@ def build(settings: RnnSettings, inputs: InputSpec, regularization: Regularizati
     """The network for these inputs.
 
     Raises:
-        JobError: the features have neither a sequence nor text, a text is to be read in segments, or a language model in
+        JobError: no feature is a sequence or text, a text is to be read in segments, or a language model in
             both directions.
     """
 
