@@ -196,10 +196,10 @@ def _problems_with(job: Searched, name: str, value: JsonValue) -> list[Problem]:
     others = [other for other in job.axes if other != name]
     tree = copy.deepcopy(job.tree)
     *path, last = job.split(name)
-    inner = tree
+    inner: Any = tree
     for step in path:
-        inner = inner[str(step)]
-    inner[str(last)] = value
+        inner = inner[step]
+    inner[last] = value
     return [
         problem
         for problem, also in job.problems(tree)

@@ -203,11 +203,16 @@ def ordered(axes: Iterable[str], when: Mapping[str, tuple[Expression, ...]]) -> 
     return order
 
 
-def value_at_path(tree: Mapping[str, Any], name: str) -> Any:
-    """The value at a dotted path; KeyError where there is none. Keys may have dots themselves."""
+def value_at_path(tree: Any, name: str) -> Any:
+    """The value at a dotted path, of lists by place; KeyError where there is none. Keys may have dots themselves."""
+    if isinstance(tree, list):
+        place, _, rest = name.partition(".")
+        if not place.isdecimal() or int(place) >= len(tree):
+            raise KeyError(name)
+        return value_at_path(tree[int(place)], rest) if rest else tree[int(place)]
     if name in tree:
         return tree[name]
     for first in (name[:i] for i, letter in enumerate(name) if letter == "."):
-        if isinstance(tree.get(first), Mapping):
+        if isinstance(tree.get(first), Mapping | list):
             return value_at_path(tree[first], name[len(first) + 1 :])
     raise KeyError(name)

@@ -1,4 +1,4 @@
-"""A search on Ray Tune: what it finds can be trained again, what it decides survives a kill, and nothing is left behind."""
+"""A search on Ray Tune: what it finds can be trained again, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -68,9 +68,7 @@ def all_is_free(cpus: float) -> bool:
 
 
 def test_what_a_search_finds_can_be_trained_again(ray_cluster: None, tmp_path: Path) -> None:
-    """The whole of it: a table, a run folder a trial, the winner's model and its test metrics, and a job file that gives
-    the same.
-    """
+    """A table, a run folder a trial, the winner's model and its test metrics, and a job file that gives the same."""
     search = tune(job(tmp_path, {"scheduler": {"kind": "asha", "grace_period": 1, "reduction_factor": 2}}))
     result, table = result_of(search), pq.read_table(search / "trials.parquet").to_pylist()
     assert sum(result["trials"].values()) == len(table) == 6
