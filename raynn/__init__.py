@@ -12,6 +12,9 @@ data, worker, trainer, trial, desk and tuner, `wandb` in sweeps and dashboard.
     jobfile.py         a job file as text: YAML with lines and columns, and overrides
     metrics.py         what a run measures, and which way is better
     resources.py       workers, devices, memory: never changes the result
+    scales.py          what a distribution is: draws from uniform numbers, and back
+    distributions.py   what a search draws settings from
+    expressions.py     conditions and constraints, as text that can only compute
     ledger.py          a search's trials, and the journal they are kept in
     race.py            what trials are compared by, and what a scheduler answers
     halving.py         the best share goes on: ASHA, ASHA that promotes, HyperBand
@@ -20,7 +23,10 @@ data, worker, trainer, trial, desk and tuner, `wandb` in sweeps and dashboard.
     bandit.py          which settings to try next, by what others have gained
     population.py      trials that take over each other's weights
     schedulers.py      which trial goes on: all kinds in one table
-    search.py          what a search may vary
+    search.py          what a search may vary, how trials are compared, what ends it
+    pareto.py          trials under several objectives
+    knobs.py           what a knob is, and where one means nothing
+    regularization.py  every knob against overfitting, in one table for all networks
     rules.py           what each stopping rule says of a curve
     stopping.py        when to stop: a decision over the history
     director.py        what a search does next: a function of its ledger
@@ -65,17 +71,31 @@ data, worker, trainer, trial, desk and tuner, `wandb` in sweeps and dashboard.
     watch.py           a run or search seen in the terminal while it goes on
     randomness.py      random numbers as a function of seed, epoch, row and place
     collectives.py     what the workers of one run do together
-    regularization.py  every knob against overfitting, in one table for all networks
-    augmentation.py    images flipped and shifted while training
-    optimization.py    optimizer and learning rate as functions of the step
+    dropout.py         units, channels, tokens and blocks silenced while training
+    image_operations.py  fourteen operations on images, and the ways to choose among them
+    sequence_augmentation.py  sequences and texts changed while training
+    augmentation.py    what changes a batch of rows while training
+    mixing.py          rows mixed in pairs, over all workers
     objectives.py      losses
+    penalties.py       weights, outputs and states kept small
+    perturbation.py    weights that are elsewhere while a gradient is computed
+    averaging.py       averages of weights, scored and kept
+    optimization.py    optimizer and learning rate as functions of the step
     evaluation.py      metrics of a whole split, over all workers
     networks/          WHO learns: one file per type, named in one table
     generation.py      texts continued by a language model, token by token
+    ranges.py          over which range a setting is searched by default
+    space.py           the settings of a search, their conditions and constraints
+    searchable.py      what is wrong with a search
+    bayesian.py        settings suggested by a model of the trials
+    evolution.py       settings suggested by CMA-ES
+    suggestions.py     what a search tries next: a function of its trials
+    warm_start.py      what one search learns from an earlier one
     job.py             Job: load, override, fingerprint, schema
     tasks.py           what a job's task asks of its data and its network
     shards.py          a worker's rows as tensors: on the GPU, in memory or on disk
     batches.py         which of them a batch holds, in which order
+    gradients.py       the gradient of a step: computed, clipped, made noisy
     checkpoint.py      the state to resume from, written whole or not at all
     refit.py           how long to train anew on training and validation rows together
     loop.py            THE PAGE: a generator that yields one record per epoch

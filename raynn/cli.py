@@ -182,7 +182,7 @@ def sync(options: argparse.Namespace) -> tuple[Answer, str]:
 def _luck_lines(result: Mapping[str, Any]) -> list[str]:
     """The best trials over several seeds."""
     return [
-        f"trial {row['number']} over {len(row['values'])} seeds: {result['metric']} {row['mean']:.4g} +- {row['sd']:.2g}"
+        f"trial {row['number']}, {len(row['values'])} seeds: {result['metric']} {row['mean']:.4g} +- {row['sd']:.2g}"
         for row in result["repeats"]
     ]
 

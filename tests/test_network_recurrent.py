@@ -14,12 +14,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from raynn.dropout import Dropout
 from raynn.errors import JobError
 from raynn.networks import NETWORKS
-from raynn.networks.recurrent import Recurrent, RecurrentLanguageModel, _over_steps
+from raynn.networks.recurrent import Recurrent, RecurrentLanguageModel, _over_steps, segmented
 from raynn.objectives import loss_per_row
+from raynn.penalties import decayed_and_exempt
 from raynn.preprocessing import InputSpec
-from raynn.regularization import Dropout, RegularizationSettings, decayed_and_exempt
+from raynn.regularization import RegularizationSettings
 
 INPUTS = InputSpec(sequence_TC=(0, 3), num_numeric=2, num_outputs=2, task="classification", classes=(0, 1))
 CELLS: dict[str, dict[str, Any]] = {
@@ -149,9 +151,31 @@ def reference(model: Recurrent, cell: str, pooling: str, x_TC: np.ndarray) -> np
     if pooling == "max":
         return x_TC.max(axis=0)
     assert model.score is not None
-    score_T = x_TC @ model.score.weight[0].detach().double().numpy() + model.score.bias.item()
+    score_T = x_TC @ model.score.weight[0].detach().double().numpy()  # a bias would move all alike
     weight_T = np.exp(score_T) / np.exp(score_T).sum()
     return weight_T @ x_TC
+
+
+def test_segments_are_steps_side_by_side() -> None:
+    x_BTF = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], [[7.0, 8.0], [9.0, 9.0], [9.0, 9.0]]])
+    segments, length_B = segmented(x_BTF, torch.tensor([3, 1]), 2)
+    assert segments.tolist() == [[[1, 2, 3, 4], [5, 6, 0, 0]], [[7, 8, 0, 0], [0, 0, 0, 0]]]
+    assert length_B.tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_segments_do_not_see_the_padding(bidirectional: bool) -> None:
+    model, batch = build("lstm", segment=3, bidirectional=bidirectional), batch_of(LENGTHS)
+    outputs_BK = model(batch)
+    torch.testing.assert_close(model(batch_of(LENGTHS, extra_steps=4, padding=100.0)), outputs_BK, rtol=0, atol=1e-6)
+    for i, length in enumerate(LENGTHS):
+        row = {name: x[i : i + 1, :length] if name == "sequence" else x[i : i + 1] for name, x in batch.items()}
+        torch.testing.assert_close(model(row), outputs_BK[i : i + 1], rtol=0, atol=1e-6)
+
+
+def test_a_text_has_no_segments() -> None:
+    with pytest.raises(JobError, match=r"^network.segment = 3 is of sequences of numbers, and the features have none"):
+        language_model("lstm", segment=3)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -251,6 +275,16 @@ def test_initial_weights(cell: str, bidirectional: bool) -> None:
             assert parameter.tolist() == expected, "the forget gate's biases sum to 1, others are 0"
         else:
             assert parameter.abs().max() > 0.1
+
+
+@pytest.mark.parametrize("build_network", [build, lambda cell, **fields: language_model(cell, **fields)])
+@pytest.mark.parametrize("cell", CELLS)
+def test_uniform_initial_weights_are_those_of_torch(cell: str, build_network: Any) -> None:
+    model = build_network(cell, initialization="uniform", hidden=100)
+    weights = [p for name, p in model.layers.named_parameters() if "weight_hh" in name or "bias" in name]
+    for weight in weights:  # uniform within 1 / sqrt(hidden)
+        assert 0.09 < float(weight.detach().abs().max()) <= 0.1
+        assert float(weight.detach().std()) == pytest.approx(0.1 / math.sqrt(3), rel=0.1)
 
 
 @pytest.mark.parametrize("cell", CELLS)

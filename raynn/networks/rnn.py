@@ -22,7 +22,8 @@ def build(settings: RnnSettings, inputs: InputSpec, regularization: Regularizati
     """The network for these inputs.
 
     Raises:
-        JobError: the features have neither a sequence nor text, or a language model is to read in both directions.
+        JobError: no feature is a sequence or text, a text is to be read in segments, or a language model in
+            both directions.
     """
 
     def cell(width: int) -> nn.RNNBase:
