@@ -175,6 +175,13 @@ class Dashboard:
         write_json(self.folder / STATE, self.state | {"runs": len(self.known), "sent": sent})
 
 
+def warm_up() -> None:
+    """Loads the client and starts its own process."""
+    import wandb
+
+    wandb.setup()
+
+
 def _shown(media: Media) -> dict[str, Any]:
     """As W&B's own kinds of media."""
     import wandb

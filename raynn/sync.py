@@ -144,9 +144,9 @@ def _wait_for_end(stream: BinaryIO, stop: threading.Event) -> None:
 def _warm_up(folder: Path, settings: TrackingSettings) -> None:
     """Loads, while training goes on, what takes seconds to load when it has ended."""
     if settings.wandb is not None and wandb_mode(settings.wandb) != "disabled":
-        import wandb
+        from raynn.dashboard import warm_up
 
-        wandb.setup()
+        warm_up()
     if not is_search(folder):
         import raynn.gallery  # noqa: F401
 

@@ -53,6 +53,7 @@ def test_event_files_hold_every_epoch_once_however_often_the_run_was_resumed(tmp
     assert b"regularization.dropout" in told.content
 
 
+@pytest.mark.filterwarnings("ignore")  # MLflow's own, of what it stands on
 def test_an_mlflow_run_goes_on_in_another_session(tmp_path: Path) -> None:
     mlflow: Any = pytest.importorskip("mlflow")
     run = RunFolder(tmp_path / "a", {})
