@@ -19,15 +19,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from raynn.errors import RunError, TrainingError
-from raynn.feeds import Feed, Media, Tracked, feed_of, is_search, read_job
+from raynn.feeds import Media, Tracked, feed_of, is_search, read_job
 from raynn.folder import check_run
 from raynn.mirrors import Mirror, Mlflow, TensorBoard
-from raynn.tracking import Mirroring, TrackingSettings, WandbSettings, has_key, read_state, wandb_mode
+from raynn.tracking import LOCK, Mirroring, TrackingSettings, WandbSettings, has_key, read_state, wandb_mode
 
 POLL_S = 0.5
 RETRY_S = 5.0
 RUNS_AT_A_TIME = 8
-LOCK = "mirrors.lock"
 LOCK_TIMEOUT_S = 20.0  # a process that was left alone by a killed command ends by itself
 NICENESS = 10  # training has the processors first
 
@@ -182,7 +181,7 @@ class Follower:
     """
 
     def __init__(self, folder: Path, mirrors: Sequence[Mirror], patience_s: float) -> None:
-        self.feed: Feed = feed_of(folder)
+        self.folder, self.feed = folder, feed_of(folder)
         self.mirrors, self.patience_s = mirrors, patience_s
         self.waiting: dict[Errand, Tracked] = {}
         self.busy: dict[Errand, tuple[Future[None], Tracked]] = {}
@@ -199,8 +198,10 @@ class Follower:
             closing = stop.is_set()  # asked before reading: what was written before it is read
             for run in self.feed.read(closing):
                 self.waiting |= {(place, run.folder): run for place in range(len(self.mirrors))}
-            if self._collect() or not closing:
+            # to look at a model is this machine's work, and no sign of a server that is away
+            if self._collect() or self.seen.looking or not closing:
                 heard = time.monotonic()
+            (self.folder / LOCK).touch()
             self._begin()
             if closing and not self.waiting and not self.busy:
                 return True
@@ -242,6 +243,11 @@ class Seen:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.media: dict[Path, Media] = {}
+
+    @property
+    def looking(self) -> bool:
+        """Whether it is being looked at now."""
+        return self.lock.locked()
 
     def of(self, run: Tracked) -> Callable[[], Media]:
         """Of a run, when it is called."""

@@ -2,8 +2,8 @@
 
 Nothing that trains speaks to a server. The command starts one process, which reads what the run or search writes into
 its folder and mirrors it; so a server that is slow or away, a full disk or a defect of a client cannot reach the
-training, the key stays where the command runs, and a trial costs no start of a client. What was not sent is in the
-folder all the same, and `raynn sync` sends it. CONTRIBUTING.md has the figures.
+training, the key stays where the command runs, and a trial costs no start of a client: 1.3 s to import it and 1.2 s for
+its first run, on 2 busy cores. What was not sent is in the folder all the same, and `raynn sync` sends it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from raynn.settings import Settings
 
 STATE = "wandb.json"  # of a run or a search: what has been sent, and where it is seen
 LOG = "mirrors.log"
+LOCK = "mirrors.lock"  # held by the mirroring process, and touched while it is at work
+FILES_WAIT_S = 60.0
 GRACE_S = 15.0  # beyond its patience, for a mirroring process that does not end by itself
 SERVER = "https://api.wandb.ai"
 
@@ -74,8 +76,10 @@ class TrackingSettings(Settings):
 
     @property
     def patience_s(self) -> float:
-        """How long a command waits at its end while nothing gets through."""
-        return (self.wandb or WandbSettings()).wait_s
+        """How long a command waits at its end while nothing gets through; files on this machine do get through."""
+        wandb = self.wandb or WandbSettings()
+        away = self.mlflow is not None or (self.wandb is not None and wandb_mode(wandb) == "online")
+        return wandb.wait_s if away else max(wandb.wait_s, FILES_WAIT_S)
 
 
 def wandb_mode(settings: WandbSettings) -> Mode:
@@ -199,9 +203,9 @@ class Mirroring:
 
 
 def _touched(folder: Path) -> int:
-    """When the state of what is mirrored was last written, ns; it is at every step."""
-    state = folder / STATE
-    return state.stat().st_mtime_ns if state.exists() else 0
+    """When the mirroring process last gave a sign of life, ns."""
+    lock = folder / LOCK
+    return lock.stat().st_mtime_ns if lock.exists() else 0
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:

@@ -22,7 +22,7 @@ from raynn.cluster import cluster
 from raynn.collectives import Workers, gpu_names
 from raynn.data import RayDriver, fetch
 from raynn.desk import Desk, Slots, run_trials, slots_for
-from raynn.director import Director, Limits
+from raynn.director import Director, Limits, Repeats
 from raynn.errors import JobError, RunError, TrainingError
 from raynn.estimate import Pace, estimate, expected_epochs, seconds_left
 from raynn.folder import check_storage, claim, environment, newest, read_result, write_bad_rows, write_json
