@@ -5,9 +5,10 @@ Shapes: B rows, P patches, D features of a patch, K outputs.
 
 from torch import Tensor, nn
 
+from raynn.dropout import Dropout
 from raynn.networks.inputs import ImageNormalization
 from raynn.preprocessing import InputSpec
-from raynn.regularization import Dropout, RegularizationSettings
+from raynn.regularization import RegularizationSettings
 
 
 class Mixer(nn.Module):

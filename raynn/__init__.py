@@ -12,6 +12,9 @@ data, worker, trainer, trial, desk and tuner, `wandb` in tracking alone.
     jobfile.py         a job file as text: YAML with lines and columns, and overrides
     metrics.py         what a run measures, and which way is better
     resources.py       workers, devices, memory: never changes the result
+    scales.py          what a distribution is: draws from uniform numbers, and back
+    distributions.py   what a search draws settings from
+    expressions.py     conditions and constraints, as text that can only compute
     ledger.py          a search's trials, and the journal they are kept in
     race.py            what trials are compared by, and what a scheduler answers
     halving.py         the best share goes on: ASHA, ASHA that promotes, HyperBand
@@ -20,7 +23,10 @@ data, worker, trainer, trial, desk and tuner, `wandb` in tracking alone.
     bandit.py          which settings to try next, by what others have gained
     population.py      trials that take over each other's weights
     schedulers.py      which trial goes on: all kinds in one table
-    search.py          what a search may vary
+    search.py          what a search may vary, how trials are compared, what ends it
+    pareto.py          trials under several objectives
+    knobs.py           what a knob is, and where one means nothing
+    regularization.py  every knob against overfitting, in one table for all networks
     rules.py           what each stopping rule says of a curve
     stopping.py        when to stop: a decision over the history
     director.py        what a search does next: a function of its ledger
@@ -53,19 +59,39 @@ data, worker, trainer, trial, desk and tuner, `wandb` in tracking alone.
     forecast.py        which steps are to be predicted from which, as tables
     lanes.py           which rows a global batch holds, whatever the number of workers
     pictures.py        pictures as PNG files
+    charts.py          charts as options of Apache ECharts
+    page.py            one HTML file that needs no network
+    importance.py      which settings of a search mattered, and how sure that is
+    trial_table.py     the trials of a search, read from its folder
+    search_report.py   the report of a search
+    watch.py           a run or search seen in the terminal while it goes on
     randomness.py      random numbers as a function of seed, epoch, row and place
     collectives.py     what the workers of one run do together
-    regularization.py  every knob against overfitting, in one table for all networks
-    augmentation.py    images flipped and shifted while training
-    optimization.py    optimizer and learning rate as functions of the step
+    dropout.py         units, channels, tokens and blocks silenced while training
+    image_operations.py  fourteen operations on images, and the ways to choose among them
+    sequence_augmentation.py  sequences and texts changed while training
+    augmentation.py    what changes a batch of rows while training
+    mixing.py          rows mixed in pairs, over all workers
     objectives.py      losses
+    penalties.py       weights, outputs and states kept small
+    perturbation.py    weights that are elsewhere while a gradient is computed
+    averaging.py       averages of weights, scored and kept
+    optimization.py    optimizer and learning rate as functions of the step
     evaluation.py      metrics of a whole split, over all workers
     networks/          WHO learns: one file per type, named in one table
     generation.py      texts continued by a language model, token by token
+    ranges.py          over which range a setting is searched by default
+    space.py           the settings of a search, their conditions and constraints
+    searchable.py      what is wrong with a search
+    bayesian.py        settings suggested by a model of the trials
+    evolution.py       settings suggested by CMA-ES
+    suggestions.py     what a search tries next: a function of its trials
+    warm_start.py      what one search learns from an earlier one
     job.py             Job: load, override, fingerprint, schema
     tasks.py           what a job's task asks of its data and its network
     shards.py          a worker's rows as tensors: on the GPU, in memory or on disk
     batches.py         which of them a batch holds, in which order
+    gradients.py       the gradient of a step: computed, clipped, made noisy
     checkpoint.py      the state to resume from, written whole or not at all
     refit.py           how long to train anew on training and validation rows together
     loop.py            THE PAGE: a generator that yields one record per epoch
@@ -74,11 +100,6 @@ data, worker, trainer, trial, desk and tuner, `wandb` in tracking alone.
     cluster.py         the Ray cluster a command works on
     data.py            the same preparation, mapped over a cluster by Ray Data
     worker.py          what each Ray Train worker runs
-    trainer.py         one job, trained: in this process or by Ray Train
-    outcome.py         what a search leaves: a table, the best job, whether it was luck
-    trial.py           what a Tune actor runs, one trial after another
-    desk.py            where Ray Tune meets the director
-    tuner.py           many jobs: a search, from its job file to a model
     outputs.py         what a run's network gives for encoded rows, and the columns of a prediction
     forecasts.py       what it says of series: after their end, and of windows
     documents.py       what it says of texts: how likely each is
@@ -89,6 +110,18 @@ data, worker, trainer, trial, desk and tuner, `wandb` in tracking alone.
     export.py          the network for other programs
     samples.py         new texts and images from a trained generator
     judgment.py        a generator's images, judged by a CNN of the same data
+    findings.py        confusion, ROC, calibration, residuals, bands
+    anatomy.py         a network layer by layer, and its first filters
+    inspection.py      a run looked at for its report
+    exhibits.py        what a run's predictions look like
+    run_report.py      the report of a run
+    card.py            README.md of a run, as model hubs read it
+    report.py          what a run leaves for people: report.html, and the card
+    trainer.py         one job, trained: in this process or by Ray Train
+    outcome.py         what a search leaves: a table, the best job, whether it was luck
+    trial.py           what a Tune actor runs, one trial after another
+    desk.py            where Ray Tune meets the director
+    tuner.py           many jobs: a search, from its job file to a model
     check.py           what a machine, a job and raynn itself hold, said before training
     cli.py             the commands
 """

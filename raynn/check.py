@@ -15,7 +15,7 @@ from raynn.job import Job
 from raynn.lanes import Lanes
 from raynn.networks import NETWORKS
 from raynn.preparation import LocalDriver, split_summary
-from raynn.regularization import RegularizationSettings
+from raynn.regularization import knob_specs
 from raynn.rules import RULES
 from raynn.shards import free_memory_bytes
 from raynn.splits import NAMES, TRAIN
@@ -102,7 +102,7 @@ def catalogue() -> dict[str, dict[str, str]]:
     """Names and one line on each: networks, regularizers, stopping rules with their keys and sources, data sets."""
     return {
         "networks": {name: spec.description for name, spec in NETWORKS.items()},
-        "regularizers": {name: field.description or "" for name, field in RegularizationSettings.model_fields.items()},
+        "regularizers": {name: spec.about for name, spec in knob_specs().items()},
         "stopping_rules": {
             name: f"{spec.description}; keys: {', '.join(spec.keys) or 'none'} [{spec.source}]"
             for name, spec in RULES.items()

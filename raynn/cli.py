@@ -143,7 +143,7 @@ def tune(options: argparse.Namespace) -> tuple[Answer, str]:
 def _luck_lines(result: Mapping[str, Any]) -> list[str]:
     """The best trials over several seeds."""
     return [
-        f"trial {row['number']} over {len(row['values'])} seeds: {result['metric']} {row['mean']:.4g} +- {row['sd']:.2g}"
+        f"trial {row['number']}, {len(row['values'])} seeds: {result['metric']} {row['mean']:.4g} +- {row['sd']:.2g}"
         for row in result["repeats"]
     ]
 
@@ -218,6 +218,26 @@ def check(options: argparse.Namespace) -> tuple[Answer, str]:
 
     answer, lines = check_machine() if options.job is None else check_job(options.job, options.overrides)
     return answer, "\n".join(lines)
+
+
+def report(options: argparse.Namespace) -> tuple[Answer, str]:
+    """RUN/report.html: one file that any browser shows, offline."""
+    from raynn.report import write_report
+
+    path = write_report(options.run)
+    return {"run": options.run, "report": str(path)}, f"{path}: open it in a browser"
+
+
+def watch(options: argparse.Namespace) -> tuple[Answer, str]:
+    """A run or search as it goes on, until it has ended."""
+    import os
+
+    from raynn.watch import watch as watch_run
+
+    with open(os.devnull, "w") as nowhere:
+        stream = nowhere if options.quiet else sys.stderr if options.json else sys.stdout
+        view = watch_run(options.run, stream, every_s=options.every)
+    return view.result, shlex.join(["next:", "raynn", "report", options.run])
 
 
 def schema(options: argparse.Namespace) -> tuple[Answer, str]:
@@ -317,6 +337,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--class", dest="classes", action="append", metavar="LABEL", help="of the images; may be repeated")
     sub.add_argument("--steps", type=_count, help="of the images' sampler")
     sub.add_argument("--guidance", type=float, help="how strongly a class is asked for")
+    sub = add("report", report)
+    sub.add_argument("run", metavar="RUN")
+    sub = add("watch", watch)
+    sub.add_argument("run", metavar="RUN", help="a run folder, or its URL")
+    sub.add_argument("--every", type=float, default=1.0, metavar="SECONDS", help="between two looks; default: 1")
     sub = add("export", export)
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("--format", required=True, choices=("onnx", "torch_export"))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from raynn.errors import ResourceError
@@ -48,10 +50,50 @@ def cluster(num_cpus: int) -> Iterator[None]:
         ray.init(**options)
     except ConnectionError as error:
         raise _no_answer(str(address), error) from None
+    guard = _guard() if not address else None
     try:
         yield
     finally:
         ray.shutdown()
+        if guard is not None:
+            guard.communicate(b"done\n")
+
+
+def _guard() -> subprocess.Popen[bytes] | None:
+    """A shell that waits for this process to end. Should it be killed, the shell ends what Ray leaves behind then: its
+    agents look whether their parent is there, and where process 1 buries no one, as in many containers, it seems to be.
+    """
+    if not Path("/proc/self/stat").exists():
+        return None
+    ours = [str(pid) for pid in descendants(os.getpid())]
+    script = (
+        'read word; [ "$word" = done ] && exit; sleep 2; '
+        'for pid; do grep -aq ray "/proc/$pid/cmdline" && kill -9 "$pid"; done'
+    )
+    return subprocess.Popen(
+        ["sh", "-c", script, "raynn-guard", *ours],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below `pid`, from /proc."""
+    children: dict[int, list[int]] = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended meanwhile
+            continue
+        children.setdefault(int(fields[1]), []).append(int(status.parent.name))
+    found, todo = [], [pid]
+    while todo:
+        below = children.get(todo.pop(), [])
+        found += below
+        todo += below
+    return sorted(found)
 
 
 def _require_answer(address: str) -> None:

@@ -52,10 +52,10 @@ class Director:
         limits: Limits,
         metric: str,
         direction: Direction,
-        repeats: Repeats = Repeats(),
+        repeats: Repeats | None = None,
     ) -> None:
         self.ledger, self.suggest, self.scheduler, self.limits = ledger, suggest, scheduler, limits
-        self.metric, self.direction, self.repeats = metric, direction, repeats
+        self.metric, self.direction, self.repeats = metric, direction, repeats or Repeats()
         self.exhausted = False  # the algorithm has nothing left to suggest
         self.over = False
         # begun in an earlier session, which ended without a word: they go first, in their order

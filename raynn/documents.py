@@ -14,7 +14,8 @@ import torch
 
 from raynn.batches import evaluation_batches
 from raynn.corpus import encoding_of, scored_characters, scoring_windows
-from raynn.loop import evaluation_batch_rows, precision
+from raynn.gradients import precision
+from raynn.loop import evaluation_batch_rows
 from raynn.objectives import token_losses
 from raynn.outputs import Trained, device_of, shard_of
 from raynn.ragged import Ragged

@@ -101,7 +101,12 @@ def export(run: str | Path, format: Format, out: str | Path | None = None) -> di
         RunError: no run folder, a network that cannot be exported and why, packages that are missing.
     """
     opened = open_run(run)
-    inputs = opened.preprocessing.input_spec
+    inputs, knobs = opened.preprocessing.input_spec, opened.job.regularization
+    if knobs.zoneout or knobs.zoneout_cell:
+        raise RunError(
+            f"{run}: regularization.zoneout runs the network step by step, as many as there are, which is no graph for "
+            "any length to export; train with zoneout: 0 and zoneout_cell: 0, or use `raynn predict`"
+        )
     if format == "onnx" and (missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]):
         raise RunError(f"--format onnx needs {', '.join(missing)}: pip install 'raynn[onnx]', or --format torch_export")
     path = Path(out) if out else opened.folder / "model" / f"model{SUFFIXES[format]}"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path as FilePath
 from typing import Annotated, Any, get_args
@@ -19,26 +18,20 @@ from raynn.lanes import MAX_LANES, lane_count
 from raynn.metrics import Task, metric_problem
 from raynn.networks import NETWORKS, NetworkSettings, defaults_for
 from raynn.optimization import OptimizationSettings
-from raynn.problems import Path, Problem, dotted, problems_in, show, split
+from raynn.problems import Path, Problem, problems_in, show, split
 from raynn.regularization import RegularizationSettings
 from raynn.resources import ResourcesSettings
 from raynn.rules import RuleSettings
-from raynn.schedulers import space_problems
-from raynn.search import (
-    ChoiceSettings,
-    DistributionSettings,
-    NormalSettings,
-    SearchSettings,
-    drawn_real,
-    outermost,
-)
+from raynn.search import SearchSettings
+from raynn.searchable import Searched, search_problems, within
 from raynn.settings import Settings
 from raynn.sources import DataSettings
+from raynn.space import Space
 from raynn.stopping import EarlyStoppingSettings, monitors, rule_problems, unused_keys
 from raynn.tracking import TrackingSettings
 
 # Sections and keys that say where and how a job runs, not what comes out.
-NOT_THE_RESULT = ("name", "resources", "tracking", "storage", "resume", "search")
+NOT_THE_RESULT = ("name", "resources", "tracking", "report", "storage", "resume", "search")
 
 # What a search may not vary, and why; of a whole section, or of one key.
 _SAME_ROWS = "every trial is scored on the same rows and the same target"
@@ -98,6 +91,7 @@ class Job(Settings):
         tuple[ChangeSettings, ...], Field(description="settings that change during training, as a search found them")
     ] = ()
     tracking: TrackingSettings = TrackingSettings()
+    report: Annotated[bool, Field(description="write report.html and README.md, the model's card, at the end")] = True
     storage: Annotated[str, Field(min_length=1, description="folder or URL that run folders go to")] = "runs"
     resume: Annotated[bool, Field(description="continue the run of this name instead of starting another")] = False
 
@@ -162,6 +156,15 @@ class Job(Settings):
                 changed |= change.settings
         return self.with_settings(changed) if changed else self
 
+    def space(self, columns: Iterable[str] | None = None) -> Space:
+        """What the job's search varies.
+
+        Args:
+            columns: kinds of the features; None where they are not known yet, and all may be there.
+        """
+        assert self.search is not None, "the job has no search"
+        return Space.of(self.search, self.model_dump(mode="json", exclude={"search"}), columns)
+
     def to_yaml(self) -> str:
         """The job fully resolved, defaults written out: `load` gives the same job back."""
         return dump(_written(self, defaults_for(self.network.kind)))
@@ -190,7 +193,7 @@ def cross_check(job: Job) -> list[tuple[str, str]]:
 
 def may_change(name: str) -> bool:
     """Whether the setting at a dotted path may change while a network trains."""
-    return any(_within(name, able) for able in MAY_CHANGE) and name not in MAY_CHANGE[:2]
+    return any(within(name, able) for able in MAY_CHANGE) and name not in MAY_CHANGE[:2]
 
 
 def _change_problems(job: Job) -> Iterator[tuple[str, str]]:
@@ -200,7 +203,7 @@ def _change_problems(job: Job) -> Iterator[tuple[str, str]]:
             bounds = f"more than {before} and less than optimization.max_epochs = {job.optimization.max_epochs}"
             yield "changes", f"after_epoch = {change.after_epoch} must be {bounds}"
         before = change.after_epoch
-        rules = [name for name in change.settings if _within(name, "early_stopping")]
+        rules = [name for name in change.settings if within(name, "early_stopping")]
         if rules and (job.early_stopping.reductions or "early_stopping.reductions" in rules):
             yield "changes", f"{rules[0]!r} cannot change with early_stopping.reductions, which earlier epochs decided"
             continue
@@ -253,81 +256,18 @@ def _relations(job: Job) -> Iterator[tuple[str, str, tuple[str, ...]]]:
 
 
 def _search_problems(job: Job) -> Iterator[tuple[str, str]]:
-    if job.search is None:
-        return
-    if message := metric_problem(job.search.metric, job.task):
-        yield "search.metric", message
-    for name, message in space_problems(job.search.scheduler, job.search.space):
-        yield f"search.space.{name}" if name else "search.space", message
-    for name, distribution in job.search.space.items():
-        kind = next(iter(type(distribution).model_fields))
-        if job.search.algorithm == "grid" and drawn_real(distribution) is not None and kind != "quniform":
-            yield f"search.space.{name}", f"a grid cannot list the values of {kind}: use choice or quniform"
-        if job.search.algorithm == "optuna" and isinstance(distribution, NormalSettings):
-            yield (
-                f"search.space.{name}",
-                "optuna draws no normal distribution: use uniform, or algorithm: random",
-            )
-        if message := _not_searchable(job, name):
-            yield f"search.space.{name}", message
-        else:
-            for message in _misfits(job, name, distribution):
-                yield f"search.space.{name}.{kind}", message
+    if job.search is not None:
+        tree = job.model_dump(mode="json", exclude={"search"})
+        yield from search_problems(Searched(job.search, tree, partial(split, Job), _tree_problems, NOT_SEARCHED))
 
 
-def _not_searchable(job: Job, name: str) -> str | None:
-    """Why a dotted path cannot be searched, or None where it can."""
-    path = split(Job, name)
-    for length in range(1, len(path) + 1):
-        reason = NOT_SEARCHED.get(dotted(path[:length]))
-        if reason:
-            return f"{dotted(path[:length])!r} cannot be searched: {reason}"
-    resolved = job.model_dump(mode="json", exclude=set(NOT_THE_RESULT))
-    try:
-        value = _value_at(resolved, path)
-    except KeyError:
-        known = [other for other in _leaves(resolved) if not any(_within(other, taboo) for taboo in NOT_SEARCHED)]
-        by_key = {other.rpartition(".")[2]: other for other in known}
-        key = str(path[-1])
-        near = get_close_matches(key, by_key, n=1)
-        # A key of the same name elsewhere, else the nearest path, else the nearest key.
-        nearest = by_key.get(key) or next(iter(get_close_matches(name, known, n=1) or map(by_key.get, near)), None)
-        text = f"there is no setting {name!r} with a network of kind {job.network.kind!r}"
-        return f"{text}. Did you mean {nearest!r}?" if nearest else text
-    return f"{name!r} is a section: name one of its keys" if isinstance(value, dict) else None
-
-
-def _misfits(job: Job, name: str, distribution: DistributionSettings) -> Iterator[str]:
-    """What a distribution draws that its setting does not take: the job is validated with the values put in."""
-    real = drawn_real(distribution)
-    if real is not None and any(problem.kind == "int_type" for problem in _problems_with(job, name, real)):
-        yield f"draws real numbers, and {name} takes integers: use randint or lograndint"
-        return
-    told: set[str] = set()
-    for value in outermost(distribution):
-        for problem in _problems_with(job, name, value):
-            own = problem.path == split(Job, name)
-            reason = problem.message if own else str(problem)
-            if reason not in told or isinstance(distribution, ChoiceSettings):
-                told.add(reason)
-                yield f"{show(value)} does not fit {name}: {reason}"
-
-
-def _problems_with(job: Job, name: str, value: JsonValue) -> list[Problem]:
-    """The problems that `value` at `name` brings, but for those in which another searched setting has a part."""
-    assert job.search is not None
-    path = split(Job, name)
-    others = [other for other in job.search.space if other != name]
-    tree = job.model_dump(mode="json", exclude={"search"})
-    _value_at(tree, path[:-1])[path[-1]] = value
-    problems = problems_in(Job, tree)
-    if problems:
-        return [p for p in problems if not any(_within(other, dotted(p.path)) for other in others)]
-    before = set(_relations(job))
+def _tree_problems(tree: dict[str, JsonValue]) -> list[tuple[Problem, tuple[str, ...]]]:
+    """All that is wrong with a job as plain data, with the other settings that have a part in each."""
+    if problems := problems_in(Job, tree):
+        return [(problem, ()) for problem in problems]
     return [
-        Problem(split(Job, where), "cross_check", message, _value_at(tree, split(Job, where)))
-        for where, message, also in _relations(Job.model_validate_json(json.dumps(tree)))
-        if (where, message, also) not in before and not {where, *also} & set(others)
+        (Problem(split(Job, name), "cross_check", message, _value_at(tree, split(Job, name))), also)
+        for name, message, also in _relations(Job.model_validate_json(json.dumps(tree)))
     ]
 
 
@@ -372,14 +312,6 @@ def _differences(a: JsonValue, b: JsonValue, name: str) -> Iterator[str]:
         yield f"{name}: {show(a)} -> {show(b)}"
 
 
-def _leaves(tree: JsonValue, name: str = "") -> Iterator[str]:
-    if not isinstance(tree, dict):
-        yield name
-    else:
-        for key, value in tree.items():
-            yield from _leaves(value, f"{name}.{key}" if name else key)
-
-
 def _value_at(tree: Any, path: Path) -> Any:
     """The value at a path; KeyError where there is none."""
     for step in path:
@@ -390,10 +322,6 @@ def _value_at(tree: Any, path: Path) -> Any:
         else:
             raise KeyError(step)
     return tree
-
-
-def _within(name: str, ancestor: str) -> bool:
-    return name == ancestor or name.startswith(f"{ancestor}.")
 
 
 def _as_mapping(value: JsonValue) -> dict[str, JsonValue]:

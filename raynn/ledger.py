@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -112,6 +112,14 @@ class Ledger:
         self._last_at: float | None = None  # Unix time of the event before
         for event in _read(path) if path is not None else ():
             self._apply(event)
+
+    @classmethod
+    def replayed(cls, events: Iterable[dict[str, Any]]) -> Ledger:
+        """As events that were read elsewhere tell it; it keeps no journal, so who watches a search changes nothing."""
+        ledger = cls()
+        for event in events:
+            ledger._apply(event)
+        return ledger
 
     def add(self, settings: Values, origin: Origin, notes: Values | None = None) -> Trial:
         """A new trial, which waits to be begun."""

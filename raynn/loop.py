@@ -8,8 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -19,19 +18,25 @@ import torch
 from torch import Tensor, nn
 
 from raynn.augmentation import augmented
-from raynn.batches import TrainingShard, evaluation_batches, pieces
+from raynn.averaging import Average, average_of
+from raynn.batches import TrainingShard, evaluation_batches
 from raynn.checkpoint import restore_optimizer
 from raynn.collectives import Workers
+from raynn.dropout import set_strengths
 from raynn.errors import TrainingError
 from raynn.evaluation import evaluation_of
+from raynn.gradients import Share, add_gradient, precision, reshape_gradient
 from raynn.job import Job
+from raynn.mixing import mixed
 from raynn.networks import NETWORKS
 from raynn.networks.layers import GlobalBatchNorm
-from raynn.objectives import loss_per_row, with_split
-from raynn.optimization import build_optimizer, learning_rate, plateau_reductions
+from raynn.objectives import with_split
+from raynn.optimization import build_optimizer, learning_rate, plateau_reductions, set_rates
+from raynn.penalties import add_weight_penalties, project_weights
 from raynn.preprocessing import InputSpec
+from raynn.randomness import step_key
 from raynn.refit import Refit
-from raynn.regularization import AveragedWeights, clip_gradient_norm
+from raynn.regularization import RegularizationSettings
 from raynn.shards import Shard
 from raynn.stopping import Decision, decide
 
@@ -46,7 +51,7 @@ class TrainingState:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    average: AveragedWeights | None = None
+    average: Average | None = None
     history: list[Record] = field(default_factory=list)
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     best_state: dict[str, Any] | None = None  # of the best epoch, where training may go back to it
@@ -62,9 +67,9 @@ class TrainingState:
     @classmethod
     def fresh(cls, job: Job, model: nn.Module) -> TrainingState:
         """The state before the first step."""
-        decay = job.regularization.ema_decay
-        average = AveragedWeights(model, decay) if decay is not None else None
-        return cls(model, build_optimizer(job.optimization, model, job.regularization.weight_decay), average)
+        knobs = job.regularization.at(0.0)
+        average = average_of(model, knobs, job.optimization.max_epochs)
+        return cls(model, build_optimizer(job.optimization, model, knobs.weight_decay), average)
 
     @property
     def evaluated(self) -> nn.Module:
@@ -95,10 +100,10 @@ class TrainingState:
         """Takes the place of what `moving` gave."""
         self.model.load_state_dict(state["model"])
         restore_optimizer(self.optimizer, state["optimizer"])
-        if self.average and state["average"]:
+        if self.average and (state["average"] or {}).keys() == self.average.to_dict().keys():
             self.average.restore(state["average"])
         elif self.average:  # asked for by a change since: averages begin here
-            self.average = AveragedWeights(self.model, self.average.decay)
+            self.average.begin(self.model)
 
     def keep_best(self, may_go_back: bool) -> None:
         """The weights at hand are the best so far."""
@@ -125,6 +130,7 @@ def train_epochs(
         TrainingError: a loss that is not finite.
     """
     steps = train.lanes.steps_per_epoch
+    all_steps = job.optimization.max_epochs * (refit.steps_per_epoch if refit else steps)  # by which knobs ramp
     network = _data_parallel(state.model, workers)
     ragged = train.shard.ragged if _by_length(job, state.model, workers.device) else ()
     while not _ended(job, state, refit) and (until is None or len(state.history) < until):
@@ -135,13 +141,19 @@ def train_epochs(
         state.losses, state.epoch_started = losses, time.perf_counter()
         network.train()
         for k, (batch, key_B) in enumerate(islice(train.batches(epoch, workers), num_steps)):
-            rate = rate_of(epoch * steps + k)
-            for group in state.optimizer.param_groups:
-                group["lr"] = rate
-            batch = augmented(batch, key_B, job.regularization)
-            losses[k] = _backward(job, network, batch, key_B, ragged, train.lanes.batch_rows(k), workers)
-            clip_gradient_norm(state.model, job.regularization.gradient_clip_norm)
+            step = epoch * steps + k
+            rate, knobs = rate_of(step), job.regularization.at(step / all_steps)
+            set_rates(state.optimizer, rate, knobs.weight_decay)
+            if knobs is not job.regularization:
+                set_strengths(state.model, knobs)
+            step_key_1 = partial(step_key, job.optimization.seed, epoch, k, workers.device)
+            batch = mixed(augmented(batch, key_B, knobs), key_B, knobs, inputs.task, workers)
+            share = Share(batch, key_B, ragged, train.lanes.batch_rows(k))
+            losses[k] = add_gradient(job, knobs, network, share, step_key_1, workers)
+            add_weight_penalties(state.model, knobs)
+            reshape_gradient(state.model, knobs, step_key_1, step)
             state.optimizer.step()
+            project_weights(state.model, knobs)
             state.optimizer.zero_grad()
             if state.average:
                 state.average.update(state.model)
@@ -149,6 +161,9 @@ def train_epochs(
             state.first_step_at = state.first_step_at or time.time()
             if (k + 1) % STEPS_BETWEEN_CHECKS == 0 or k + 1 == num_steps:
                 _check_finite(losses[: k + 1], epoch, workers)
+        if state.average:
+            set_strengths(state.average.model, knobs)
+            state.average.update_epoch(state.model, epoch, _shown(job, knobs, train, epoch, workers))
         # the first worker's clock: rules go by it, and all must decide alike
         train_seconds = workers.decided(time.perf_counter() - state.epoch_started)
         # losses are sums over this worker's rows: over all workers and steps, per row
@@ -193,35 +208,17 @@ def _ended(job: Job, state: TrainingState, refit: Refit | None) -> bool:
     return stopped or len(state.history) >= job.optimization.max_epochs
 
 
-def _backward(
-    job: Job,
-    network: nn.Module,
-    batch: dict[str, Tensor],
-    key_B: Tensor,
-    ragged: Sequence[str],
-    global_rows: int,
-    workers: Workers,
-) -> Tensor:
-    """Adds the gradient of the mean loss over the global batch; returns the sum of the losses of this worker's rows.
+def _shown(
+    job: Job, knobs: RegularizationSettings, train: TrainingShard, epoch: int, workers: Workers
+) -> Iterator[Callable[[nn.Module], Tensor]]:
+    """What shows a network each of an epoch's batches, changed as in training but that rows are not mixed."""
+    for batch, key_B in train.batches(epoch, workers):
+        with precision(job, workers.device):
+            yield partial(_output, batch=augmented(batch, key_B, knobs), key_B=key_B)
 
-    `ragged` columns may be computed in pieces of rows whose lengths are alike: their sum is the batch's.
 
-    Workers' gradients are averaged, so each scales its sum by the number of workers over the rows of all of them: a
-    worker with fewer rows weighs less.
-    """
-    assert job.task is not None
-    parts = pieces(batch, key_B, job.optimization.accumulate, ragged)
-    total = torch.zeros((), dtype=torch.float64, device=workers.device)
-    for i, (piece, key) in enumerate(parts):
-        waits = i + 1 < len(parts) and isinstance(network, nn.parallel.DistributedDataParallel)
-        with network.no_sync() if waits else nullcontext():  # type: ignore[operator]
-            with precision(job, workers.device):
-                outputs = network(piece, key)
-            loss_B = loss_per_row(outputs, piece, job.task, job.regularization.label_smoothing)
-            loss = loss_B.sum()
-            (loss * (workers.count / global_rows)).backward()
-        total += loss.detach()
-    return total
+def _output(model: nn.Module, batch: dict[str, Tensor], key_B: Tensor) -> Tensor:
+    return model(batch, key_B)
 
 
 def _by_length(job: Job, model: nn.Module, device: torch.device) -> bool:
@@ -242,11 +239,6 @@ def evaluate_shard(job: Job, inputs: InputSpec, model: nn.Module, shard: Shard, 
             outputs = model(batch, key_B)
         evaluation.add(outputs, batch)
     return evaluation.metrics(workers)
-
-
-def precision(job: Job, device: torch.device) -> torch.autocast:
-    """bfloat16 where asked: matrix products and convolutions in 16 bits, weights and sums in 32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=job.optimization.precision == "bf16")
 
 
 def evaluation_batch_rows(job: Job) -> int:

@@ -18,14 +18,19 @@ def loss_per_row(outputs: Tensor, batch: Batch, task: str, label_smoothing: floa
     """Loss of each row [B] in float32.
 
     classification: cross-entropy in nats of logits [B, K]. With label smoothing s the target is (1 - s) at its class
-        plus s / K everywhere (Szegedy et al. 2016, section 7).
+        plus s / K everywhere (Szegedy et al. 2016, section 7). Of a row that was mixed with another (`other_target`)
+        the loss is that of both targets, the row's own weighing `share` (Zhang et al. 2018, eq. 1).
     regression, forecasting: squared error in standard deviations of the target, of outputs [B, 1] or [B, H, K].
     language_modeling: cross-entropy in nats per scored token, of logits [B, T, V].
     image_generation: the first column of outputs, which are losses: such a network knows its own.
     """
     outputs = outputs.float()
     if task == "classification":
-        return F.cross_entropy(outputs, batch["target"], reduction="none", label_smoothing=label_smoothing)
+        loss_B = F.cross_entropy(outputs, batch["target"], reduction="none", label_smoothing=label_smoothing)
+        if "other_target" not in batch:
+            return loss_B
+        other_B = F.cross_entropy(outputs, batch["other_target"], reduction="none", label_smoothing=label_smoothing)
+        return torch.lerp(other_B, loss_B, batch["share"])
     if task == "language_modeling":
         loss_BT, scored_BT = token_losses(outputs, batch, label_smoothing)
         return (loss_BT * scored_BT).sum(1) / scored_BT.sum(1).clamp(min=1)
@@ -53,9 +58,13 @@ def token_losses(logits_BTV: Tensor, batch: Batch, label_smoothing: float = 0.0)
     loss_BT = F.cross_entropy(
         logits_BTV.flatten(0, 1), next_BT.flatten(), reduction="none", label_smoothing=label_smoothing
     ).view(next_BT.shape)
-    place_T = torch.arange(next_BT.shape[1], device=next_BT.device)
-    scored_BT = (place_T >= batch["skip"][:, None]) & (place_T < batch["length"][:, None] - 1)
-    return loss_BT, scored_BT
+    return loss_BT, is_scored(batch)
+
+
+def is_scored(batch: Batch) -> Tensor:
+    """Which of the next tokens [B, T] count."""
+    place_T = torch.arange(batch["tokens"].shape[1] - 1, device=batch["tokens"].device)
+    return (place_T >= batch["skip"][:, None]) & (place_T < batch["length"][:, None] - 1)
 
 
 def with_split(split: str, metrics: Mapping[str, float]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import nn
 
 from raynn.errors import JobError
-from raynn.regularization import decayed_and_exempt
+from raynn.penalties import decayed_and_exempt
 from raynn.settings import Settings
 
 
@@ -47,7 +47,10 @@ def build_optimizer(settings: OptimizationSettings, model: nn.Module, weight_dec
         JobError: a version of torch without Muon.
     """
     decayed, exempt = decayed_and_exempt(model)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": exempt, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay, "decays": True},
+        {"params": exempt, "weight_decay": 0.0, "decays": False},
+    ]
     rate = settings.learning_rate
     if settings.optimizer == "muon":
         hidden = _hidden_matrices(model)
@@ -102,7 +105,8 @@ class MuonAndAdamW(torch.optim.Optimizer):
         self.parts: list[torch.optim.Optimizer] = []
         if matrices:
             scale = "match_rms_adamw"
-            self.parts.append(torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn=scale))
+            group = {"params": matrices, "decays": True}
+            self.parts.append(torch.optim.Muon([group], lr=lr, weight_decay=weight_decay, adjust_lr_fn=scale))
         if rest:
             self.parts.append(torch.optim.AdamW(rest, lr=lr, fused=True))
         super().__init__([group for part in self.parts for group in part.param_groups], {})
@@ -125,6 +129,14 @@ class MuonAndAdamW(torch.optim.Optimizer):
             part.load_state_dict(state)
         self.param_groups = [group for part in self.parts for group in part.param_groups]
         self.state = _States(*(part.state for part in self.parts))  # type: ignore[assignment]
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rate: float, weight_decay: float) -> None:
+    """The learning rate of all parameters, and the decay of those that decay."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+        if group.get("decays"):
+            group["weight_decay"] = weight_decay
 
 
 def learning_rate(settings: OptimizationSettings, step: int, total_steps: int, num_reductions: int = 0) -> float:

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from raynn.batches import evaluation_batches
 from raynn.errors import DataError
 from raynn.fragments import BadRow
+from raynn.gradients import precision
 from raynn.job import Job
-from raynn.loop import evaluation_batch_rows, precision
+from raynn.loop import evaluation_batch_rows
 from raynn.preparation import described
 from raynn.preprocessing import Preprocessing
 from raynn.shards import Arrays, Shard, build_shard

@@ -300,7 +300,8 @@ def _union_problems(members: tuple[Any, ...], value: JsonValue, at: Path, root: 
         ]
     choices = [str(choice) for member in meant for choice in get_args(member)]
     written = next(iter(value), "") if isinstance(value, dict) else str(value)
-    message = hinted(f"must be {describe(union)}", written, [*choices, *fields_of(union)])
+    remedy = next(filter(None, (_remedy(member, value) for member in members)), "")
+    message = hinted(f"must be {describe(union)}{remedy}", written, [*choices, *fields_of(union)])
     return [Problem(at, "union", message, value)]
 
 

@@ -103,7 +103,8 @@ def _describe_search(state: dict[str, Any]) -> str:
     parts = [f"{state['trials_done']}/{state['trials']} trials: {', '.join(found) or 'none begun'}"]
     if state["best"] is not None:
         parts.append(f"best {state['metric']} {state['best']:.4g} (trial {state['best_trial']})")
-    parts.append(f"about {duration(state['seconds_left'])} left")
+    if state["seconds_left"] is not None:
+        parts.append(f"about {duration(state['seconds_left'])} left")
     return "  ".join(parts)
 
 

@@ -36,6 +36,22 @@ def random_bytes(key_B: Tensor, salt_N: Tensor) -> Tensor:
     return _mixed(key_B, salt_N).view(torch.uint8)
 
 
+def step_key(seed: int, epoch: int, step: int, device: torch.device) -> Tensor:
+    """The key [1] of a step (0 is an epoch's first), for what all workers draw alike."""
+    return torch.from_numpy(row_keys(seed, epoch, np.array([-1 - step]))).to(device)  # no row has a negative number
+
+
+def again(key_B: Tensor) -> Tensor:
+    """Other keys [B] for the same rows, for a second pass over them."""
+    return random_bits(key_B, column_salts(1 << 22, 1).to(key_B.device))[:, 0]
+
+
+def component_salts(place: int, parameter: Tensor) -> Tensor:
+    """A number of its own [P] for each component of a parameter, and another for the same one of another place."""
+    place_P = torch.arange(1, 1 + parameter.numel(), dtype=torch.int32, device=parameter.device)
+    return random_bits(column_salts(place, 1).to(parameter.device), place_P * -0x61C88647)[0]
+
+
 def position_keys(key_B: Tensor, num_positions: int, first: int = 0) -> Tensor:
     """A key of its own (0 .. 2**31 - 1) for every row and position, from position `first` on [B, T]."""
     place_T = torch.arange(first, first + num_positions, dtype=torch.int32, device=key_B.device)

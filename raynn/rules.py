@@ -18,9 +18,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from raynn.errors import JobError, did_you_mean
-from raynn.metrics import higher_is_better
-from raynn.search import (
+from raynn.distributions import (
     ChoiceSettings,
     DistributionSettings,
     LograndintSettings,
@@ -28,6 +26,8 @@ from raynn.search import (
     RandintSettings,
     UniformSettings,
 )
+from raynn.errors import JobError, did_you_mean
+from raynn.metrics import higher_is_better
 from raynn.settings import Settings
 
 RuleName = Literal["patience", "target", "divergence", "non_finite", "plateau", "gl", "pq", "up", "time", "none"]

@@ -134,7 +134,7 @@ class Run:
                     f"{self.folder} was refitted: model/ has trained on the validation rows. The val/ metrics in "
                     "result.json are those of model-validated/, which has not; evaluate the test set, or other data"
                 )
-            shard = self._split_shard(self._prepared(), name)
+            shard = self.split_shard(self.prepared(), name)
         else:
             name, shard = "test", self._source_shard(data)
         inputs = self.preprocessing.input_spec
@@ -148,7 +148,7 @@ class Run:
             RunError: the job has no such split.
         """
         understood = understand_job(self.job, self.folder)
-        prepared = self._prepared()
+        prepared = self.prepared()
         split = SPLITS[name]
         rows = tuple(np.flatnonzero(part == split) for part in prepared.splits)
         characters = None
@@ -161,11 +161,11 @@ class Run:
             raise RunError(f"the job has no {name} set; name the data: raynn predict {self.folder} DATA")
         return SplitRows(understood.fragments, rows, characters)
 
-    def _prepared(self) -> Prepared:
+    def prepared(self) -> Prepared:
         """The job's own data again, with the model's preprocessing."""
         return prepare_job(self.job, understand_job(self.job, self.folder), LocalDriver(), self.preprocessing)
 
-    def _split_shard(self, prepared: Prepared, name: str) -> Shard:
+    def split_shard(self, prepared: Prepared, name: str) -> Shard:
         rows = prepared.encoded.num_rows(SPLITS[name])
         if not rows:
             raise RunError(f"the job has no {name} set; name the data: raynn evaluate {self.folder} DATA")

@@ -18,6 +18,7 @@ from raynn.networks import NETWORKS
 from raynn.networks.forecasting import Forecaster
 from raynn.preparation import Driver, Prepared, Understood, prepare, understand
 from raynn.preprocessing import Preprocessing
+from raynn.regularization import misuse
 from raynn.series import prepare_series, understand_series
 from raynn.sources import DataSettings
 from raynn.splits import TRAIN
@@ -88,11 +89,11 @@ def prepare_job(
 def build_model(job: Job, preprocessing: Preprocessing) -> torch.nn.Module:
     """The network of a job, its initial weights a function of the seed."""
     torch.manual_seed(job.optimization.seed)
-    network, inputs = NETWORKS[job.network.kind], preprocessing.input_spec
+    network, inputs, knobs = NETWORKS[job.network.kind], preprocessing.input_spec, job.regularization.peak()
     if inputs.task == "forecasting":
-        build = partial(network.build, job.network, regularization=job.regularization)
+        build = partial(network.build, job.network, regularization=knobs)
         return Forecaster(build, inputs, job.data.window_normalization, independent=job.data.channels == "independent")
-    return network.build(job.network, inputs, job.regularization)
+    return network.build(job.network, inputs, knobs)
 
 
 def checked(job: Job, prepared: Prepared) -> Job:
@@ -121,7 +122,10 @@ def checked(job: Job, prepared: Prepared) -> Job:
                 f"{name} = {monitor!r} is not recorded by this {prepared.task} job."
                 f"{did_you_mean(monitor, recorded)} Recorded: {', '.join(recorded)}"
             )
-    _check_knobs(job, prepared.task, kinds)
+    any_length = prepared.preprocessing.input_spec.any_length
+    reason = misuse(job.regularization, job.network.kind, job.network, prepared.task, kinds, any_length)
+    if reason:
+        raise JobError(reason)
     return job
 
 
@@ -138,22 +142,6 @@ def _check_keys(job: Job, task: Task, kinds: Set[str]) -> None:
                 f"data.{key} = {value!r} is for text, and the features are {', '.join(sorted(kinds))}: remove it, or "
                 "set `data.columns: {NAME: text}`"
             )
-
-
-def _check_knobs(job: Job, task: Task, kinds: Set[str]) -> None:
-    """That every regularizer has something to act on."""
-    for knob in ("horizontal_flip", "crop_padding"):
-        value = getattr(job.regularization, knob)
-        if value and "image" not in kinds:
-            raise JobError(
-                f"regularization.{knob} = {value:g} changes images, and the features are {', '.join(sorted(kinds))}; "
-                "set it to 0"
-            )
-    if task not in ("classification", "language_modeling") and job.regularization.label_smoothing:
-        raise JobError(
-            f"regularization.label_smoothing = {job.regularization.label_smoothing:g} has no meaning for "
-            f"{task}; set it to 0"
-        )
 
 
 def _check_reads_windows(job: Job) -> None:

@@ -23,6 +23,7 @@ from raynn.folder import check_storage, claim, environment, newest, write_bad_ro
 from raynn.job import NOT_THE_RESULT, Job, differences
 from raynn.preparation import Driver, LocalDriver, Prepared, Understood, located, split_summary
 from raynn.progress import ProgressLine
+from raynn.report import conclude
 from raynn.tasks import checked, prepare_job, understand_job
 from raynn.training import Assignment, Shards, run_training
 
@@ -85,11 +86,19 @@ def _train(
             run_training_on(assignment, prepared)
     except Exception as error:
         write_json(run / "result.json", _failed(run, str(error)))
+        _leave_report(job, run, quiet)
         raise
     finally:
         shutil.rmtree(run / "scratch", ignore_errors=True)
         (run / progress.FILE).unlink(missing_ok=True)
+    _leave_report(job, run, quiet)
     return run
+
+
+def _leave_report(job: Job, run: Path, quiet: bool) -> None:
+    """After result.json, so that a run is whole without it."""
+    if job.report:
+        conclude(run, (lambda text: None) if quiet else _say)
 
 
 def _say(text: str) -> None:

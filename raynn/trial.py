@@ -160,14 +160,13 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
 
     def _is_last(self, record: Record) -> bool:
         """Whether the trial's own stopping rule, or its number of epochs, ends it here."""
-        if (
-            len(self.history) + 1 != record["epoch"]
-        ):  # resumed, or another's weights taken over: begin with what is kept
+        epoch = int(record["epoch"])
+        if len(self.history) + 1 != epoch:  # resumed, or another's weights: begin with what is kept
             path = self.folder / "metrics.jsonl"
-            lines = path.read_text().splitlines()[: int(record["epoch"]) - 1]
-            read: list[Record] = [json.loads(line) for line in lines]
+            lines = path.read_text().splitlines()[: epoch - 1]
+            kept: list[dict[str, float | None]] = [json.loads(line) for line in lines]
             # null stands for NaN
-            self.history = [{k: math.nan if v is None else v for k, v in record.items()} for record in read]
+            self.history = [{k: math.nan if v is None else v for k, v in each.items()} for each in kept]
         self.history.append(record)
         job = self.job.after(len(self.history) - 1)
         stopped = decide(job.early_stopping, self.history).stop

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,17 +32,22 @@ from raynn.ledger import FILE, Ledger, Trial, value_at
 from raynn.loop import TrainingState, evaluate_shard, train_epochs
 from raynn.objectives import with_split
 from raynn.outcome import best_epoch, best_job_text, counts, metrics_of, repeated, trials_table, winner, write_trials
+from raynn.pareto import pareto_front
 from raynn.placement import place_shards
 from raynn.preparation import Driver, LocalDriver, Prepared, located, split_summary
 from raynn.preprocessing import Preprocessing
 from raynn.progress import ProgressLine, ProgressWriter
 from raynn.race import Race
+from raynn.report import conclude
 from raynn.schedulers import scheduler_of, written_out
 from raynn.shards import as_arrays, build_shard
 from raynn.splits import TEST
+from raynn.suggestions import suggest
 from raynn.tasks import build_model, checked, prepare_job, understand_job
+from raynn.trainer import train
 from raynn.training import Shards, save_model
 from raynn.trial import SharedData, preparation_key
+from raynn.warm_start import earlier_trials
 
 PROBE_STEPS = 8
 
@@ -103,7 +110,8 @@ class _Search:
         self.settings = self.job.search
         self.ledger = Ledger(self.folder / FILE)
         self.shards = self._shards()
-        self.director = director_of(self.job, self.ledger, self.slots)
+        kinds = {spec.kind for spec in self.prepared.preprocessing.features}
+        self.director = director_of(self.job, self.ledger, self.slots, kinds)
         self.desk = Desk(self.director, self.folder, self.job, self._describe)
 
     def run(self) -> Path:
@@ -152,10 +160,11 @@ class _Search:
         if isinstance(noted, float):
             return Pace(noted, epochs)
         if self.shards is None:
-            return Pace(0.0, epochs)  # groups of workers: known once the first has trained an epoch
+            return Pace(math.nan, epochs)  # groups of workers: known once the first has trained an epoch
         torch.set_num_threads(self.slots.threads)
         pace = Pace(probe(self.job, self.prepared.preprocessing, self.shards), epochs)
-        found = estimate(pace, self.settings.trials, self.slots.concurrent, 1.0, self._num_repeats, max_epochs)
+        devices = self.director.limits.devices_per_trial
+        found = estimate(pace, self.settings.trials, self.slots.concurrent, devices, self._num_repeats, max_epochs)
         self.ledger.note(epoch_s=pace.epoch_s, estimate_s=found.total_s, estimate_device_hours=found.device_hours)
         if not self.quiet:
             _say(f"estimate for {self.settings.trials} trials, {self.slots.concurrent} at a time: {found}")
@@ -180,7 +189,7 @@ class _Search:
             "metric": self.director.metric,
             "best": value_at(best[0], best[0].epochs, self.director.metric, self.director.direction) if best else None,
             "best_trial": best[0].number if best else None,
-            "seconds_left": left,
+            "seconds_left": None if math.isnan(left) else left,
         }
 
     def _write_trials(self) -> None:
@@ -219,9 +228,16 @@ class _Search:
             problem = f"{num_failed} of {len(trials)} trials failed, the first: {reason}"
             write_json(self.folder / "result.json", result | {"status": "failed", "stop_reason": problem})
             raise TrainingError(f"{problem}; {self.folder / 'trials.parquet'} holds them all")
+        objectives = self.settings.all_objectives
+        if len(objectives) > 1:
+            result["objectives"] = [{"metric": each.metric, "direction": each.direction} for each in objectives]
+            result["pareto_front"] = [trial.number for trial in pareto_front(director.searched, objectives)]
         run = self.desk.run_folder(best)
         metrics = metrics_of(best, director.metric, director.direction)
-        tested = self._tested(best, run)
+        if self.settings.winner == "retrained":
+            run, tested = self._retrained(best)
+        else:
+            tested = self._tested(best, run)
         result["best"] = {
             "number": best.number,
             "settings": best.settings_now,
@@ -236,7 +252,20 @@ class _Search:
         about = self._about(best, result)
         (self.folder / "job.best.yaml").write_text(best_job_text(job, best.settings, about))
         write_json(self.folder / "result.json", result)
+        if self.job.report:
+            conclude(self.folder, (lambda text: None) if self.quiet else _say)
         return self.folder
+
+    def _retrained(self, best: Trial) -> tuple[Path, dict[str, float]]:
+        """The winner trained once more, on training and validation rows together for the length that it has found."""
+        job = self.desk.job_of(best).model_copy(
+            update={"name": "winner", "storage": str(self.folder), "refit": True, "resume": False}
+        )
+        if (self.folder / "winner").exists():
+            shutil.rmtree(self.folder / "winner")
+        run = train(job, quiet=self.quiet)
+        metrics = read_result(run)["metrics"]
+        return run, {key: value for key, value in metrics.items() if key.startswith("test/")}
 
     def _about(self, best: Trial, result: dict[str, Any]) -> str:
         shown = ", ".join(f"{key} {value:.6g}" for key, value in result["metrics"].items())
@@ -296,22 +325,40 @@ class _Search:
         return test
 
 
-def director_of(job: Job, ledger: Ledger, slots: Slots) -> Director:
-    """Who decides: the algorithm and the scheduler that the job asks for, within its budget."""
+def director_of(job: Job, ledger: Ledger, slots: Slots, columns: Iterable[str] | None = None) -> Director:
+    """Who decides: the algorithm and the scheduler that the job asks for, within its budget.
+
+    Args:
+        columns: kinds of the features.
+
+    Raises:
+        JobError: a scheduler that would never act.
+        RunError: `search.warm_start` names no search that says something.
+    """
     settings = job.search
     assert settings is not None
-    import random as _r
-
-    def suggest(number, trials):
-        from raynn.exploration import drawn
-
-        g = _r.Random(number)
-        return {k: drawn(v, g.random()) for k, v in settings.space.items()}, {}
-
+    space = job.space(columns)
+    earlier = earlier_trials(Path(settings.warm_start), space, settings) if settings.warm_start else []
     race = Race(settings.metric, settings.direction, job.optimization.max_epochs)
-    scheduler = scheduler_of(settings.scheduler, race, settings.trials, 0, settings.space)
-    limits = Limits(settings.trials, 3, slots.concurrent)
-    return Director(ledger, suggest, scheduler, limits, settings.metric, settings.direction)
+    devices = (slots.gpus or slots.cpus) * job.resources.workers
+    budget, first = settings.budget, job.optimization.seed + 1
+    return Director(
+        ledger,
+        lambda number, trials: suggest(space, settings, number, trials, earlier),
+        scheduler_of(settings.scheduler, race, settings.trials, settings.seed, space.axes),
+        Limits(
+            trials=settings.trials,
+            failed_trials=settings.max_failed_trials,
+            concurrent=slots.concurrent,
+            time_s=budget.time_s,
+            device_seconds=None if budget.device_hours is None else 3600 * budget.device_hours,
+            devices_per_trial=devices,
+            target=budget.target,
+        ),
+        settings.metric,
+        settings.direction,
+        Repeats(settings.repeats.top, tuple(range(first, first + settings.repeats.seeds))),
+    )
 
 
 def probe(job: Job, preprocessing: Preprocessing, shards: Shards) -> float:

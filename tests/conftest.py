@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from flowers import flowers, paint
+from tides import tides
 
 from raynn.job import Job
 from raynn.trainer import train
@@ -25,6 +26,7 @@ def _to_itself() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("WANDB_MODE", "disabled")
+        patch.setenv("RAYNN_REPORT", "off")  # a tenth of a second a run; the tests of reports write theirs
         patch.delenv("RAY_ADDRESS", raising=False)
         yield
 
@@ -84,6 +86,15 @@ def painter(garden: Path) -> Path:
         "storage": str(garden / "runs"),
     }
     return train(Job.from_dict(job))
+
+
+@pytest.fixture(scope="session")
+def forecaster(garden: Path) -> Path:
+    """A run that forecasts the height and the flow of the tide at two stations, twelve hours ahead."""
+    pq.write_table(tides(240, ("Brest", "Aden")), garden / "tides.parquet")
+    data = {"train": str(garden / "tides.parquet"), "target": ["height", "flow"], "time": "time", "series": "station"}
+    data |= {"features": ["moon", "wind"], "window": 24, "horizon": 12, "test": 0.2}
+    return _trained(garden, "tides", data)
 
 
 def _trained(

@@ -31,11 +31,11 @@ import raynn.networks
 from raynn.metrics import Task
 from raynn.networks import NETWORKS
 from raynn.networks.layers import GlobalBatchNorm
-from raynn.regularization import decayed_and_exempt
+from raynn.penalties import decayed_and_exempt
 
 PARTS = {  # files of the folder that hold no network
     *("__init__", "drawing", "flow_matching", "forecasting", "inputs", "layers", "pixels", "recurrent", "transformer"),
-    *("unet", "vae"),
+    *("unet", "vae", "zoneout"),
 }
 # With settings that are not made small for tests: what the defaults start from.
 DEFAULTS = {"custom": {"target": "own_network:build"}, "text_generator": {"layers": 2}, "image_generator": {}}

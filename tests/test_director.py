@@ -40,7 +40,10 @@ def suggest(number: int, trials: Sequence[Trial]) -> Suggestion | None:
     return ({DROPOUT: [0.5, 0.1, 0.4, 0.2, 0.3, 0.6][number]}, {}) if number < 6 else None
 
 
-def director(ledger: Ledger, repeats: Repeats = Repeats(), **limits: float) -> Director:
+NO_REPEATS = Repeats()
+
+
+def director(ledger: Ledger, repeats: Repeats = NO_REPEATS, **limits: float) -> Director:
     some = {"trials": 6, "failed_trials": 0, "concurrent": 1, **limits}
     return Director(ledger, suggest, Halving(), Limits(**some), "val/loss", "min", repeats)  # type: ignore[arg-type]
 

@@ -60,7 +60,8 @@ BAD_SETTINGS = {
     ),
     "text for real": (
         "regularization: {weight_decay: '1e-3'}",
-        "3:32: regularization.weight_decay = '1e-3': must be a number: write 0.001 without quotes",
+        "3:32: regularization.weight_decay = '1e-3': must be a number or a section with 'from', 'to', 'over': write "
+        "0.001 without quotes",
     ),
     "infinite": (
         "data.x: 1\nregularization: {weight_decay: .inf}",

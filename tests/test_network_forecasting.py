@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from raynn.networks import NETWORKS
 from raynn.networks.forecasting import MAX_ONE_HOT, Forecaster, StepCodes, WindowNormalization
+from raynn.penalties import decayed_and_exempt
 from raynn.preprocessing import InputSpec
-from raynn.regularization import RegularizationSettings, decayed_and_exempt
+from raynn.regularization import RegularizationSettings
 
 W, H, K = 6, 3, 2
 BARE = InputSpec(window=W, horizon=H, num_targets=K, num_outputs=H * K, task="forecasting")

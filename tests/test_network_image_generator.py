@@ -13,9 +13,10 @@ from raynn.errors import JobError
 from raynn.networks import NETWORKS
 from raynn.networks.drawing import ImageGenerator
 from raynn.networks.image_generator import ImageGeneratorSettings, build
+from raynn.penalties import decayed_and_exempt
 from raynn.preprocessing import InputSpec
 from raynn.randomness import row_keys
-from raynn.regularization import RegularizationSettings, decayed_and_exempt
+from raynn.regularization import RegularizationSettings
 
 ARCHITECTURES = ("vae", "flow_matching")
 CASES: dict[str, dict[str, Any]] = {

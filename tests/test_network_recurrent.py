@@ -14,12 +14,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from raynn.dropout import Dropout
 from raynn.errors import JobError
 from raynn.networks import NETWORKS
 from raynn.networks.recurrent import Recurrent, RecurrentLanguageModel, _over_steps, segmented
 from raynn.objectives import loss_per_row
+from raynn.penalties import decayed_and_exempt
 from raynn.preprocessing import InputSpec
-from raynn.regularization import Dropout, RegularizationSettings, decayed_and_exempt
+from raynn.regularization import RegularizationSettings
 
 INPUTS = InputSpec(sequence_TC=(0, 3), num_numeric=2, num_outputs=2, task="classification", classes=(0, 1))
 CELLS: dict[str, dict[str, Any]] = {

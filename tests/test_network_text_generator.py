@@ -12,13 +12,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from raynn.dropout import PositionDropout
 from raynn.errors import JobError
 from raynn.networks import NETWORKS
 from raynn.networks.text_generator import TextGenerator, TextGeneratorSettings
 from raynn.networks.transformer import causal_attention, rotation, turned
 from raynn.objectives import loss_per_row
+from raynn.penalties import decayed_and_exempt
 from raynn.preprocessing import InputSpec
-from raynn.regularization import PositionDropout, RegularizationSettings, decayed_and_exempt
+from raynn.regularization import RegularizationSettings
 
 ARCHITECTURES = ("transformer", "lstm")
 WINDOW, VOCABULARY = 12, 11

@@ -14,12 +14,14 @@ from contracts import SETTINGS, TINY, Case, batch_of, build, doubled, inputs_of,
 from torch import Tensor
 
 from raynn.columns import ColumnKind
+from raynn.dropout import Dropout, TokenDropout
 from raynn.errors import JobError
 from raynn.metrics import Task
 from raynn.networks import NETWORKS, NetworkSettings, defaults_for
 from raynn.objectives import loss_per_row
+from raynn.penalties import decayed_and_exempt
 from raynn.problems import members_of
-from raynn.regularization import Dropout, RegularizationSettings, TokenDropout, decayed_and_exempt
+from raynn.regularization import RegularizationSettings
 
 SIZES: dict[str, tuple[tuple[int, ...], ...]] = {
     "image_CHW": ((1, 1, 1), (2, 1, 9), (3, 7, 5), (4, 2, 2), (5, 33, 3), (6, 8, 8), (7, 3, 1)),

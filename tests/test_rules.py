@@ -27,7 +27,6 @@ from raynn.rules import (
     smoothed,
     training_progress,
 )
-from raynn.search import outermost
 from raynn.stopping import EarlyStoppingSettings, decide
 
 # breast_cancer, feedforward with 64 hidden units, no regularizer, Adam at 1e-2, 30 % validation: it overfits.
@@ -273,7 +272,7 @@ def test_the_table_fits_the_settings(rule: RuleName) -> None:
     for key, distribution in spec.keys.items():
         field = RuleSettings.model_fields[key]
         assert field.description, key
-        for value in outermost(distribution) if distribution else ():
+        for value in distribution.outermost if distribution else ():
             RuleSettings.model_validate({"rule": rule, key: value})
     assert len(list(spec.reasons(curve_of([1.0, 2.0, 3.0]), settings_for(rule)))) == 3
 

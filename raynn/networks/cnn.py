@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
+from raynn.dropout import LATER, Dropout, StochasticDepth
 from raynn.errors import JobError
 from raynn.networks.inputs import Batch, ImageNormalization, TableEmbedding, TokenEmbedding
 from raynn.networks.layers import (
@@ -28,7 +29,7 @@ from raynn.networks.layers import (
     steps_within,
 )
 from raynn.preprocessing import InputSpec
-from raynn.regularization import Dropout, RegularizationSettings
+from raynn.regularization import RegularizationSettings
 from raynn.settings import Settings
 
 Width = Annotated[int, Field(ge=1)]
@@ -94,23 +95,42 @@ class ConvNorm(nn.Module):
 
 
 class PlainBlock(nn.Module):
-    """Convolution, normalization, activation."""
+    """Convolution, normalization, activation, dropout of channels."""
 
-    def __init__(self, axes: int, c_in: int, c_out: int, settings: CnnSettings, stride: int) -> None:
+    def __init__(
+        self,
+        axes: int,
+        c_in: int,
+        c_out: int,
+        settings: CnnSettings,
+        stride: int,
+        knobs: RegularizationSettings,
+        block: int,
+    ) -> None:
         super().__init__()
         self.conv = ConvNorm(axes, c_in, c_out, settings, stride)
         self.activation = ACTIVATIONS[settings.activation]()
+        self.spatial_dropout = Dropout(knobs.spatial_dropout, c_out, LATER + block, "spatial_dropout")
 
-    def forward(self, maps: Map) -> Map:
+    def forward(self, maps: Map, key_B: Tensor | None) -> Map:
         """Maps of `c_out` channels."""
         x_BCS, within = self.conv(maps)
-        return self.activation(x_BCS), within
+        return self.spatial_dropout(self.activation(x_BCS), key_B), within
 
 
 class ResidualBlock(nn.Module):
     """Two convolutions and a shortcut, a 1x1 convolution where shapes differ (He et al. 2016, eq. 1 and 2)."""
 
-    def __init__(self, axes: int, c_in: int, c_out: int, settings: CnnSettings, stride: int) -> None:
+    def __init__(
+        self,
+        axes: int,
+        c_in: int,
+        c_out: int,
+        settings: CnnSettings,
+        stride: int,
+        knobs: RegularizationSettings,
+        block: int,
+    ) -> None:
         super().__init__()
         self.first = ConvNorm(axes, c_in, c_out, settings, stride)
         self.second = ConvNorm(axes, c_out, c_out, settings)
@@ -118,12 +138,16 @@ class ResidualBlock(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or c_in != c_out:
             self.shortcut = ConvNorm(axes, c_in, c_out, settings, stride, kernel=1)
+        num_blocks = len(settings.channels) * settings.blocks_per_stage
+        self.depth = StochasticDepth(knobs.stochastic_depth, block, num_blocks)
+        self.spatial_dropout = Dropout(knobs.spatial_dropout, c_out, LATER + block, "spatial_dropout")
 
-    def forward(self, maps: Map) -> Map:
+    def forward(self, maps: Map, key_B: Tensor | None) -> Map:
         """Maps of `c_out` channels."""
         x_BCS, within = self.first(maps)
         x_BCS, within = self.second((self.activation(x_BCS), within))
-        return self.activation(x_BCS + self.shortcut(maps)[0]), within
+        x_BCS = self.activation(self.depth(x_BCS, key_B) + self.shortcut(maps)[0])
+        return self.spatial_dropout(x_BCS, key_B), within
 
 
 class Pool(nn.Module):
@@ -135,7 +159,7 @@ class Pool(nn.Module):
         super().__init__()
         self.pooling, self.window = pooling, window
 
-    def forward(self, maps: Map) -> Map:
+    def forward(self, maps: Map, key_B: Tensor | None = None) -> Map:
         """Maps with half the steps."""
         x_BCS, within = maps
         if within is None:
@@ -159,13 +183,26 @@ class Pool(nn.Module):
         return x_BCT.masked_fill(~within, 0.0), within  # infinities would come back from the gradient as NaN
 
 
-def stages(settings: CnnSettings, size: tuple[int, ...], c_in: int) -> tuple[nn.Sequential, int]:
+class Stages(nn.Sequential):
+    """Blocks and poolings, one after the other."""
+
+    def forward(self, maps: Map, key_B: Tensor | None = None) -> Map:
+        """The last maps."""
+        for layer in self:
+            maps = layer(maps, key_B)
+        return maps
+
+
+def stages(
+    settings: CnnSettings, size: tuple[int, ...], c_in: int, knobs: RegularizationSettings
+) -> tuple[nn.Sequential, int]:
     """The convolutional part for maps of `size` (a sequence's is `ANY` where lengths differ), and the number of values
     [C * S] in its last map.
     """
     axes = len(size)
     block = PlainBlock if settings.block == "plain" else ResidualBlock
     layers: list[nn.Module] = []
+    places = itertools.count()
     for stage, c_out in enumerate(settings.channels):
         stride = 1
         if stage > 0 and (ANY in size or max(size) > 1):
@@ -177,9 +214,9 @@ def stages(settings: CnnSettings, size: tuple[int, ...], c_in: int) -> tuple[nn.
                 layers.append(Pool(settings.pooling, window))
                 size = tuple(s // w for s, w in zip(size, window, strict=True))
         for _ in range(settings.blocks_per_stage):
-            layers.append(block(axes, c_in, c_out, settings, stride))
+            layers.append(block(axes, c_in, c_out, settings, stride, knobs, next(places)))
             c_in, stride = c_out, 1
-    return nn.Sequential(*layers), c_in * math.prod(size)
+    return Stages(*layers), c_in * math.prod(size)
 
 
 class Cnn(nn.Module):
@@ -219,8 +256,8 @@ class Cnn(nn.Module):
         if inputs.vocabulary_size:
             self.tokens = TokenEmbedding(inputs.vocabulary_size, channels, regularization.input_dropout, next(places))
         else:
-            self.input_dropout = Dropout(regularization.input_dropout, channels, next(places))
-        self.stages, flat = stages(settings, tuple(size), channels)
+            self.input_dropout = Dropout(regularization.input_dropout, channels, next(places), "input_dropout")
+        self.stages, flat = stages(settings, tuple(size), channels, regularization)
         self.table = TableEmbedding(inputs)
         width = (flat if self.head_pooling == "flatten" else settings.channels[-1]) + self.table.width
         self.dropouts = nn.ModuleList([Dropout(regularization.dropout, width, next(places))])
@@ -238,7 +275,7 @@ class Cnn(nn.Module):
 
     def features(self, batch: Batch, key_B: Tensor | None = None) -> Tensor:
         """What the head reads [B, H]."""
-        x_BCS, within = self.stages(self._inputs(batch, key_B))
+        x_BCS, within = self.stages(self._inputs(batch, key_B), key_B)
         x_BH = self.dropouts[0](torch.cat([self._pooled(x_BCS, within), *self.table(batch)], dim=1), key_B)
         for dense, dropout in zip(self.dense, list(self.dropouts)[1:], strict=True):
             x_BH = dropout(self.activation(dense(x_BH)), key_B)

@@ -13,10 +13,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from raynn.dropout import AlphaDropout, Dropout, StochasticDepth
 from raynn.networks.inputs import Batch, ImageNormalization, TableEmbedding, TokenEmbedding
 from raynn.networks.layers import ACTIVATIONS, Activation, GlobalBatchNorm, pooled_over_steps, steps_within
 from raynn.preprocessing import InputSpec
-from raynn.regularization import Dropout, RegularizationSettings
+from raynn.regularization import RegularizationSettings
 from raynn.settings import Settings
 
 Width = Annotated[int, Field(ge=1)]
@@ -56,35 +57,43 @@ def normalization(kind: str, width: int) -> nn.Module:
 class Layer(nn.Module):
     """Linear, normalization, activation, dropout."""
 
-    def __init__(self, width_in: int, width: int, settings: FeedforwardSettings, p: float, place: int) -> None:
+    def __init__(
+        self, width_in: int, width: int, settings: FeedforwardSettings, knobs: RegularizationSettings, place: int
+    ) -> None:
         super().__init__()
         # a bias before a normalization has no effect: left out
         self.linear = nn.Linear(width_in, width, bias=settings.normalization == "none")
         self.norm = normalization(settings.normalization, width)
         self.activation = ACTIVATIONS[settings.activation]()
-        self.dropout = Dropout(p, width, place)
+        self.dropout = Dropout(knobs.dropout, width, place)
+        self.alpha_dropout = AlphaDropout(knobs.alpha_dropout, width, place)
 
     def forward(self, x_BH: Tensor, key_B: Tensor | None) -> Tensor:
         """Features [B, H]."""
-        return self.dropout(self.activation(self.norm(self.linear(x_BH))), key_B)
+        x_BH = self.dropout(self.activation(self.norm(self.linear(x_BH))), key_B)
+        return self.alpha_dropout(x_BH, key_B)
 
 
 class ResidualBlock(nn.Module):
     """x + Linear(dropout(activation(Linear(norm(x))))) (Gorishniy et al. 2021, section 3.2: the ResNet for tables)."""
 
-    def __init__(self, width_in: int, width: int, settings: FeedforwardSettings, p: float, place: int) -> None:
+    def __init__(
+        self, width_in: int, width: int, settings: FeedforwardSettings, knobs: RegularizationSettings, place: int
+    ) -> None:
         super().__init__()
         self.skip = nn.Linear(width_in, width) if width_in != width else nn.Identity()
         self.norm = normalization(settings.normalization, width)
         self.widen = nn.Linear(width, 2 * width)
         self.activation = ACTIVATIONS[settings.activation]()
-        self.dropout = Dropout(p, 2 * width, place)
+        self.dropout = Dropout(knobs.dropout, 2 * width, place)
         self.narrow = nn.Linear(2 * width, width)
+        self.depth = StochasticDepth(knobs.stochastic_depth, place - 1, len(settings.hidden))
 
     def forward(self, x_BH: Tensor, key_B: Tensor | None) -> Tensor:
         """Features [B, H]."""
         x_BH = self.skip(x_BH)
-        return x_BH + self.narrow(self.dropout(self.activation(self.widen(self.norm(x_BH))), key_B))
+        added_BH = self.narrow(self.dropout(self.activation(self.widen(self.norm(x_BH))), key_B))
+        return x_BH + self.depth(added_BH, key_B)
 
 
 class PooledSteps(nn.Module):
@@ -100,7 +109,7 @@ class PooledSteps(nn.Module):
         self.pooling = settings.pooling
         self.tokens = TokenEmbedding(inputs.vocabulary_size, width, p, place) if inputs.vocabulary_size else None
         if inputs.sequence_TC:
-            self.input_dropout = Dropout(p, inputs.sequence_TC[1], place)
+            self.input_dropout = Dropout(p, inputs.sequence_TC[1], place, "input_dropout")
             self.linear = nn.Linear(inputs.sequence_TC[1], width)
             self.activation = ACTIVATIONS[settings.activation]()
 
@@ -135,12 +144,12 @@ class Feedforward(nn.Module):
         width = self.table.width
         for shape in (inputs.image_CHW, self.flat):
             width += math.prod(shape) if shape else 0
-        self.input_dropout = Dropout(regularization.input_dropout, width, next(places))
+        self.input_dropout = Dropout(regularization.input_dropout, width, next(places), "input_dropout")
         width += settings.embedding if inputs.any_length else 0
         layers: list[nn.Module] = []
         block = ResidualBlock if settings.residual else Layer
         for hidden in settings.hidden:
-            layers.append(block(width, hidden, settings, regularization.dropout, next(places)))
+            layers.append(block(width, hidden, settings, regularization, next(places)))
             width = hidden
         self.layers = nn.ModuleList(layers)
         self.last_norm = normalization(settings.normalization if settings.residual else "none", width)

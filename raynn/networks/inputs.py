@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from raynn.dropout import TokenDropout
 from raynn.preprocessing import InputSpec
-from raynn.regularization import TokenDropout
 
 Batch = Mapping[str, Tensor]
 

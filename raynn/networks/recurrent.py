@@ -14,11 +14,14 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from raynn.dropout import LATER, Dropout, LockedDropout, TokenDropout
 from raynn.errors import JobError
 from raynn.networks.inputs import Batch, TableEmbedding, TokenEmbedding
 from raynn.networks.layers import exactly, pooled_over_steps, steps_within
+from raynn.networks.zoneout import Zoneout
+from raynn.penalties import StatePenalty
 from raynn.preprocessing import InputSpec
-from raynn.regularization import Dropout, RegularizationSettings
+from raynn.regularization import RegularizationSettings
 from raynn.settings import Settings
 
 Width = Annotated[int, Field(ge=1)]
@@ -55,19 +58,24 @@ class Layer(nn.Module):
     took 155 ms packed and 36 ms so, of 5 to 500 steps 2,671 and 715 ms (2 cores, one thread).
     """
 
-    def __init__(self, cell: Cell, width: int, ways: int, orthogonal: bool) -> None:
+    def __init__(
+        self, cell: Cell, width: int, ways: int, orthogonal: bool, knobs: RegularizationSettings, place: int
+    ) -> None:
         super().__init__()
         cells = [cell(width) for _ in range(ways)]
         if orthogonal:
             for way in cells:
                 initialize(way)
         self.ways = nn.ModuleList(cells)
+        self.zoneouts = nn.ModuleList(
+            Zoneout(knobs, way.hidden_size, ways * place + number) for number, way in enumerate(cells)
+        )
 
-    def forward(self, x_BTH: Tensor, length_B: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x_BTH: Tensor, length_B: Tensor, key_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Features [B, T, H] of both ways side by side, and each way's last [B, H]."""
         features, lasts = [], []
-        for place, way in enumerate(self.ways):
-            y_BTH, _ = way(_reversed(x_BTH, length_B) if place else x_BTH)
+        for place, (way, zoneout) in enumerate(zip(self.ways, self.zoneouts, strict=True)):
+            y_BTH, _ = zoneout(way, _reversed(x_BTH, length_B) if place else x_BTH, None, key_B)
             lasts.append(_steps_at(y_BTH, length_B[:, None] - 1).squeeze(1))
             features.append(_reversed(y_BTH, length_B) if place else y_BTH)
         return torch.cat(features, dim=2), torch.cat(lasts, dim=1)
@@ -102,7 +110,7 @@ class Recurrent(nn.Module):
             self.tokens = TokenEmbedding(inputs.vocabulary_size, width, regularization.input_dropout, next(places))
         elif inputs.sequence_TC:
             width = inputs.sequence_TC[1] * settings.segment
-            self.input_dropout = Dropout(regularization.input_dropout, width, next(places))
+            self.input_dropout = LockedDropout(regularization.input_dropout, width, next(places), "input_dropout")
         else:
             raise JobError(
                 f"network.kind = {settings.kind!r} needs a sequence or a text column, and the features have neither; "
@@ -111,10 +119,12 @@ class Recurrent(nn.Module):
         self.segment = settings.segment
         ways = 2 if settings.bidirectional else 1
         self.layers, self.dropouts = nn.ModuleList(), nn.ModuleList()
-        for _ in range(settings.layers):
-            self.layers.append(Layer(cell, width, ways, settings.initialization == "orthogonal"))
+        for number in range(settings.layers):
+            orthogonal = settings.initialization == "orthogonal"
+            self.layers.append(Layer(cell, width, ways, orthogonal, regularization, number))
             width = settings.hidden * ways
             self.dropouts.append(Dropout(regularization.dropout, width, next(places)))
+        self.state_penalty = StatePenalty(regularization.activation_penalty, regularization.temporal_activation_penalty)
         self.pooling = settings.pooling
         self.score = nn.Linear(width, 1, bias=False) if settings.pooling == "attention" else None
         self.table = TableEmbedding(inputs)
@@ -126,13 +136,14 @@ class Recurrent(nn.Module):
             x_BTH, length_B = self.tokens(batch["tokens"], key_B), batch["length"]
         else:
             x_BTH, length_B = segmented(batch["sequence"], batch["length"], self.segment)
-            x_BTH = _over_steps(self.input_dropout, x_BTH, key_B)
+            x_BTH = self.input_dropout(x_BTH, key_B)
         length_B = length_B.clamp(min=1)
         with exactly(x_BTH):
             x_BTH = x_BTH.to(self.head.weight.dtype)
             for layer, dropout in zip(self.layers, self.dropouts, strict=True):
-                x_BTH, last_BH = layer(x_BTH, length_B)
-                x_BTH = _over_steps(dropout, x_BTH, key_B)
+                states_BTH, last_BH = layer(x_BTH, length_B, key_B)
+                x_BTH = _over_steps(dropout, states_BTH, key_B)
+            self.state_penalty(states_BTH, x_BTH, steps_within(length_B, x_BTH.shape[1]))
             if self.pooling == "last":
                 x_BH = self.dropouts[-1](last_BH, key_B)
             else:
@@ -178,21 +189,30 @@ class RecurrentLanguageModel(nn.Module):
             )
         places = itertools.count()
         self.embedding = nn.Embedding(inputs.vocabulary_size, settings.embedding)
-        self.input_dropout = Dropout(regularization.input_dropout, settings.embedding, next(places))
+        self.input_dropout = LockedDropout(
+            regularization.input_dropout, settings.embedding, next(places), "input_dropout"
+        )
+        self.embedding_dropout = TokenDropout(
+            regularization.embedding_dropout, inputs.vocabulary_size, LATER, "embedding_dropout"
+        )
         width = settings.embedding
-        self.layers, self.dropouts = nn.ModuleList(), nn.ModuleList()
-        for _ in range(settings.layers):
+        self.layers, self.dropouts, self.zoneouts = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        for number in range(settings.layers):
             layer = cell(width)
             if settings.initialization == "orthogonal":
                 initialize(layer)
             self.layers.append(layer)
             width = settings.hidden
-            self.dropouts.append(Dropout(regularization.dropout, width, next(places)))
+            self.dropouts.append(LockedDropout(regularization.dropout, width, next(places)))
+            self.zoneouts.append(Zoneout(regularization, width, number))
+        self.state_penalty = StatePenalty(regularization.activation_penalty, regularization.temporal_activation_penalty)
         self.head = nn.Linear(width, inputs.vocabulary_size)
 
     def forward(self, batch: Batch, key_B: Tensor | None = None) -> Tensor:
         """Logits [B, T, V] of the token after each of the first T of `tokens` [B, T + 1]."""
-        return self._run(batch["tokens"][:, :-1], key_B, self.start(batch["tokens"].shape[0]))[0]
+        tokens_BT = batch["tokens"][:, :-1]
+        within_BT = steps_within(batch["length"] - 1, tokens_BT.shape[1]) if self.training else None
+        return self._run(tokens_BT, key_B, self.start(batch["tokens"].shape[0]), within_BT)[0]
 
     def start(self, num_rows: int) -> States:
         """The state of texts of which nothing has been read."""
@@ -202,14 +222,20 @@ class RecurrentLanguageModel(nn.Module):
         """Logits [B, T, V] of what comes after each of the next tokens, and the state after them."""
         return self._run(tokens_BT, None, state)
 
-    def _run(self, tokens_BT: Tensor, key_B: Tensor | None, before: States) -> tuple[Tensor, States]:
-        x_BTH = _over_steps(self.input_dropout, self.embedding(tokens_BT), key_B)
+    def _run(
+        self, tokens_BT: Tensor, key_B: Tensor | None, before: States, within_BT: Tensor | None = None
+    ) -> tuple[Tensor, States]:
+        x_BTH = self.embedding_dropout(self.embedding(tokens_BT), tokens_BT, key_B)
+        x_BTH = self.input_dropout(x_BTH, key_B)
         after = []
         with exactly(x_BTH):
-            for layer, dropout, state in zip(self.layers, self.dropouts, before, strict=True):
-                x_BTH, state = layer(x_BTH, state)
-                x_BTH = _over_steps(dropout, x_BTH, key_B)
+            parts = zip(self.layers, self.dropouts, self.zoneouts, before, strict=True)
+            for layer, dropout, zoneout, state in parts:
+                states_BTH, state = zoneout(layer, x_BTH, state, key_B)
+                x_BTH = dropout(states_BTH, key_B)
                 after.append(state)
+            if within_BT is not None:
+                self.state_penalty(states_BTH, x_BTH, within_BT)
         return self.head(x_BTH), tuple(after)
 
 

@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from raynn.dropout import LATER, Branch, PositionDropout, TokenDropout
 from raynn.errors import JobError
 from raynn.networks.inputs import Batch
 from raynn.networks.layers import exactly
 from raynn.networks.recurrent import initialize
 from raynn.networks.transformer import Transformer
 from raynn.preprocessing import InputSpec
-from raynn.regularization import PositionDropout, RegularizationSettings
+from raynn.regularization import RegularizationSettings
 from raynn.settings import Settings
 
 Size = Annotated[int, Field(ge=1)]
@@ -41,7 +42,9 @@ class TextGeneratorSettings(Settings):
 class Lstm(nn.Module):
     """LSTM layers, each beside a shortcut and behind a normalization, so that many can be stacked."""
 
-    def __init__(self, width: int, num_layers: int, dropout: float, place: int) -> None:
+    def __init__(
+        self, width: int, num_layers: int, dropout: float, place: int, locked: float = 0.0, depth: float = 0.0
+    ) -> None:
         super().__init__()
         self.cells = nn.ModuleList(nn.LSTM(width, width, batch_first=True) for _ in range(num_layers))
         for cell in self.cells:
@@ -49,6 +52,7 @@ class Lstm(nn.Module):
             initialize(cell)
         self.norms = nn.ModuleList(nn.LayerNorm(width, bias=False) for _ in range(num_layers + 1))
         self.dropouts = nn.ModuleList(PositionDropout(dropout, width, place + i) for i in range(num_layers))
+        self.branches = nn.ModuleList(Branch(locked, depth, width, i, num_layers) for i in range(num_layers))
 
     def forward(self, x_BTW: Tensor, key_B: Tensor | None = None) -> Tensor:
         """Features [B, T, W] of each token and those before it."""
@@ -65,9 +69,10 @@ class Lstm(nn.Module):
     def _run(self, x_BTW: Tensor, key_B: Tensor | None, state: LstmState) -> tuple[Tensor, LstmState]:
         after = []
         with exactly(x_BTW):
-            for cell, norm, dropout, before in zip(self.cells, self.norms, self.dropouts, state, strict=False):
+            parts = zip(self.cells, self.norms, self.dropouts, self.branches, state, strict=False)
+            for cell, norm, dropout, branch, before in parts:
                 y_BTW, now = cell(norm(x_BTW), before)
-                x_BTW = x_BTW + dropout(y_BTW, key_B)
+                x_BTW = x_BTW + branch(dropout(y_BTW, key_B), key_B)
                 after.append(now)
             return self.norms[-1](x_BTW), tuple(after)
 
@@ -85,12 +90,17 @@ class TextGenerator(nn.Module):
         super().__init__()
         width, dropout = settings.width, regularization.dropout
         self.embedding = nn.Embedding(inputs.vocabulary_size, width)
-        self.input_dropout = PositionDropout(regularization.input_dropout, width, place=0)
+        self.input_dropout = PositionDropout(regularization.input_dropout, width, 0, "input_dropout")
+        self.embedding_dropout = TokenDropout(
+            regularization.embedding_dropout, inputs.vocabulary_size, LATER, "embedding_dropout"
+        )
+        locked, depth = regularization.locked_dropout, regularization.stochastic_depth
         self.layers: Transformer | Lstm
         if settings.architecture == "transformer":
-            self.layers = Transformer(width, settings.layers, settings.heads, inputs.window, dropout, place=1)
+            size = (width, settings.layers, settings.heads, inputs.window)
+            self.layers = Transformer(*size, dropout, place=1, locked=locked, depth=depth)
         else:
-            self.layers = Lstm(width, settings.layers, dropout, place=1)
+            self.layers = Lstm(width, settings.layers, dropout, 1, locked, depth)
         self.head = None if settings.tied else nn.Linear(width, inputs.vocabulary_size, bias=False)
         # so small that the first logits are nearly equal, and even a token's product with itself is about 1
         written_VW = self.embedding.weight if self.head is None else self.head.weight
@@ -99,7 +109,9 @@ class TextGenerator(nn.Module):
 
     def forward(self, batch: Batch, key_B: Tensor | None = None) -> Tensor:
         """Logits [B, T, V] of what comes after each of the first T of `tokens` [B, T + 1]."""
-        x_BTW = self.input_dropout(self._embedded(batch["tokens"][:, :-1]), key_B)
+        tokens_BT = batch["tokens"][:, :-1]
+        x_BTW = self.embedding_dropout(self._embedded(tokens_BT), tokens_BT, key_B)
+        x_BTW = self.input_dropout(x_BTW, key_B)
         return self._logits(self.layers(x_BTW, key_B))
 
     def start(self, num_rows: int) -> Any:

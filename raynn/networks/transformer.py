@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raynn.regularization import PositionDropout
+from raynn.dropout import Branch, PositionDropout
 
 ROTARY_BASE = 10_000.0
 HIDDEN_FACTOR = 4  # a block's hidden units, in widths
@@ -33,11 +33,23 @@ class TransformerState:
 class Transformer(nn.Module):
     """Blocks one after the other, and a normalization."""
 
-    def __init__(self, width: int, num_layers: int, num_heads: int, window: int, dropout: float, place: int) -> None:
+    def __init__(
+        self,
+        width: int,
+        num_layers: int,
+        num_heads: int,
+        window: int,
+        dropout: float,
+        place: int,
+        locked: float = 0.0,
+        depth: float = 0.0,
+    ) -> None:
         super().__init__()
         self.window, self.head_width = window, width // num_heads
         places = itertools.count(place)
-        self.blocks = nn.ModuleList(Block(width, num_layers, num_heads, dropout, places) for _ in range(num_layers))
+        self.blocks = nn.ModuleList(
+            Block(width, num_layers, num_heads, dropout, places, number, locked, depth) for number in range(num_layers)
+        )
         self.norm = nn.LayerNorm(width, bias=False)
 
     def forward(self, x_BTW: Tensor, key_B: Tensor | None = None) -> Tensor:
@@ -88,7 +100,17 @@ class Block(nn.Module):
     al. 2019, section 2.3).
     """
 
-    def __init__(self, width: int, num_layers: int, num_heads: int, dropout: float, places: Iterator[int]) -> None:
+    def __init__(
+        self,
+        width: int,
+        num_layers: int,
+        num_heads: int,
+        dropout: float,
+        places: Iterator[int],
+        number: int = 0,
+        locked: float = 0.0,
+        depth: float = 0.0,
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.attention_norm = nn.LayerNorm(width, bias=False)
@@ -99,6 +121,8 @@ class Block(nn.Module):
         self.hidden = dense(width, HIDDEN_FACTOR * width)
         self.output = dense(HIDDEN_FACTOR * width, width, 2 * num_layers)
         self.output_dropout = PositionDropout(dropout, width, next(places))
+        self.attention_branch = Branch(locked, depth, width, 2 * number, 2 * num_layers)
+        self.output_branch = Branch(locked, depth, width, 2 * number + 1, 2 * num_layers)
 
     def forward(
         self, x_BTW: Tensor, angles: Rotation, key_B: Tensor | None, past: Past | None = None
@@ -113,9 +137,9 @@ class Block(nn.Module):
             k_BASD, v_BASD = torch.cat([past[0], k_BASD], dim=2), torch.cat([past[1], v_BASD], dim=2)
         y_BATD = causal_attention(q_BATD, k_BASD, v_BASD, whole=past is None)
         y_BTW = self.attended(y_BATD.transpose(1, 2).reshape(x_BTW.shape))
-        x_BTW = x_BTW + self.attention_dropout(y_BTW, key_B)
+        x_BTW = x_BTW + self.attention_branch(self.attention_dropout(y_BTW, key_B), key_B)
         y_BTW = self.output(F.gelu(self.hidden(self.hidden_norm(x_BTW))))
-        return x_BTW + self.output_dropout(y_BTW, key_B), (k_BASD, v_BASD)
+        return x_BTW + self.output_branch(self.output_dropout(y_BTW, key_B), key_B), (k_BASD, v_BASD)
 
 
 def dense(width_in: int, width_out: int, num_summed: int = 1) -> nn.Linear:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from raynn.regularization import Dropout
+from raynn.dropout import Dropout
 from raynn.settings import Settings
 
 Width = Annotated[int, Field(ge=1)]

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from raynn.cluster import descendants
 from raynn.job import Job
 from raynn.trainer import train
 
@@ -102,23 +103,6 @@ def wait_for_epochs(metrics: Path, epochs: int) -> None:
             return
         time.sleep(0.01)
     raise TimeoutError(f"{metrics} did not reach {epochs} epochs")
-
-
-def descendants(pid: int) -> list[int]:
-    """All processes below `pid`, from /proc."""
-    children: dict[int, list[int]] = {}
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = status.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        children.setdefault(int(fields[1]), []).append(int(status.parent.name))
-    found, todo = [], [pid]
-    while todo:
-        below = children.get(todo.pop(), [])
-        found += below
-        todo += below
-    return sorted(found)
 
 
 def command_line(pid: int) -> str:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_faults import command_line, descendants
+from test_faults import command_line
 
+from raynn.cluster import descendants
 from raynn.job import Job
 from raynn.ledger import Ledger
 
@@ -68,10 +69,10 @@ def wait_for_lines(journal: Path, lines: int, process: subprocess.Popen[str]) ->
 
 
 def are_gone(pids: list[int]) -> bool:
-    """Whether all of Ray's processes end by themselves, but for what process 1 has yet to bury."""
+    """Whether all of these processes end, but for what process 1 has yet to bury."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        if not any("ray::" in command_line(pid) or "raylet" in command_line(pid) for pid in pids):
+        if not any(command_line(pid) for pid in pids):
             return True
         time.sleep(0.1)
     return False

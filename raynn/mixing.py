@@ -1,0 +1,89 @@
+"""Rows mixed in pairs: mixup and cutmix.
+
+The rows of the whole global batch, over all workers, are put in a ring in the order of their keys' hashes, and each is
+mixed with the next: the pairs are a function of the batch's rows, not of who holds them.
+
+Shapes: B rows of this worker's share, G rows of the global batch, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from raynn.collectives import Workers
+from raynn.randomness import column_salts, random_bits, uniform
+from raynn.regularization import RegularizationSettings
+
+PLACE = 1 << 17  # dropout layers count theirs from 0
+MIXED = ("numeric", "image", "sequence")
+
+
+def mixed(
+    batch: dict[str, Tensor], key_B: Tensor, knobs: RegularizationSettings, task: str, workers: Workers
+) -> dict[str, Tensor]:
+    """The batch, each row mixed with another: by mixup all its columns (Zhang et al. 2018, eq. 1: x = share * x_i
+    + (1 - share) * x_j), by cutmix a box of its image (Yun et al. 2019, eq. 1 and 2), where both are on by one of them,
+    as likely. Targets of classes are in `target` and `other_target`, and `share` says how much the first counts; a
+    target value is mixed like the columns.
+    """
+    if not (knobs.mixup or knobs.cutmix):
+        return batch
+    other = _next_rows(batch, key_B, workers)
+    draw_B5 = uniform(key_B, column_salts(PLACE, 5).to(key_B.device))
+    cuts_B = draw_B5[:, 0] < (0.5 if knobs.mixup else 1.0) if knobs.cutmix else torch.zeros_like(key_B).bool()
+    found = dict(batch)
+    share_B = torch.ones(len(key_B), device=key_B.device)
+    if knobs.mixup:
+        share_B = torch.where(cuts_B, 1.0, symmetric_beta(knobs.mixup, draw_B5[:, 1], draw_B5[:, 2]))
+        for name in MIXED:
+            if name in batch:
+                found[name] = _lerp(other[name], batch[name], share_B)
+    if knobs.cutmix:
+        area_B = symmetric_beta(knobs.cutmix, draw_B5[:, 1], draw_B5[:, 2])
+        box_BHW = boxes(1.0 - area_B, draw_B5[:, 3:], batch["image"].shape[-2:]) & cuts_B[:, None, None]
+        found["image"] = torch.where(box_BHW[:, None], other["image"].to(found["image"].dtype), found["image"])
+        share_B = share_B - box_BHW.float().mean((1, 2))  # of mixed images, whose box is empty, nothing
+    if task == "classification":
+        return found | {"other_target": other["target"], "share": share_B}
+    return found | {"target": _lerp(other["target"], batch["target"], share_B)}
+
+
+def symmetric_beta(alpha: float, first_B: Tensor, second_B: Tensor) -> Tensor:
+    """Draws of Beta(alpha, alpha) [B] from two uniform numbers each: 1/2 + 1/2 s with s**2 = t**2 / (1 + t**2) and t**2
+    = (u**(-1 / alpha) - 1) cos(2 pi v)**2, of the sign of the cosine (Devroye 1996, from Bailey's Student t).
+    """
+    cosine_B = (2.0 * torch.pi * second_B.double()).cos()
+    square_B = torch.expm1(-first_B.double().log() / alpha) * cosine_B**2
+    draw_B = 0.5 + 0.5 * cosine_B.sign() * (1.0 + 1.0 / square_B.clamp(min=1e-300)).rsqrt()
+    return draw_B.float()
+
+
+def boxes(area_B: Tensor, center_B2: Tensor, size: torch.Size) -> Tensor:
+    """Which pixels [B, H, W] lie in boxes of these shares of the area, of the image's own proportions, around centers
+    that are uniform over it (0 .. 1, of height and width); what stands over the border is cut off.
+    """
+    side_B = area_B.sqrt()
+    inside = []
+    for axis, pixels in enumerate(size):
+        half_B = (side_B * pixels).floor() / 2
+        center_B = (center_B2[:, axis] * pixels).floor()
+        place_P = torch.arange(pixels, device=area_B.device) + 0.5
+        inside.append((place_P - center_B[:, None]).abs() < half_B[:, None])
+    return inside[0][:, :, None] & inside[1][:, None, :]
+
+
+def _next_rows(batch: dict[str, Tensor], key_B: Tensor, workers: Workers) -> dict[str, Tensor]:
+    """The row behind each of this worker's in the ring over all workers' rows."""
+    key_G = workers.gathered(key_B)
+    first = int(workers.gathered(torch.tensor([len(key_B)], device=key_B.device))[: workers.rank].sum())
+    order_G = random_bits(key_G, column_salts(PLACE, 6)[5:].to(key_B.device))[:, 0].argsort(stable=True)
+    next_G = torch.empty_like(order_G)
+    next_G[order_G] = order_G.roll(-1)
+    next_B = next_G[first : first + len(key_B)]
+    return {name: workers.gathered(x)[next_B] for name, x in batch.items()}
+
+
+def _lerp(other: Tensor, own: Tensor, share_B: Tensor) -> Tensor:
+    share = share_B.reshape(-1, *([1] * (own.dim() - 1)))
+    return share * own + (1.0 - share) * other

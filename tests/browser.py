@@ -1,0 +1,192 @@
+"""A real Chromium, driven through the pipe of its DevTools protocol: no driver and no package between."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import select
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+DESKTOP, PHONE = (1280, 900), (390, 844)
+SWITCHES = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars")
+QUIET = ("--no-first-run", "--disable-extensions", "--disable-background-networking", "--disable-component-update")
+TIMEOUT_S = 20.0
+
+
+class Browser:
+    """One browser process; `open` shows a file in a new tab."""
+
+    def __init__(self, profile: Path) -> None:
+        assert CHROMIUM is not None
+        read_there, self._write = os.pipe()
+        self._read, write_there = os.pipe()
+
+        def as_three_and_four() -> None:
+            # above 4 first, so that neither overwrites the other
+            spare = [os.dup(read_there), os.dup(write_there)]
+            high = [os.dup2(fd, 60 + i) for i, fd in enumerate(spare)]
+            os.dup2(high[0], 3)
+            os.dup2(high[1], 4)
+
+        self._process = subprocess.Popen(
+            [CHROMIUM, *SWITCHES, *QUIET, "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            close_fds=False,
+            preexec_fn=as_three_and_four,
+        )
+        os.close(read_there)
+        os.close(write_there)
+        self._buffer = b""
+        self._number = 0
+        self.events: list[dict[str, Any]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.wait()
+        os.close(self._read)
+        os.close(self._write)
+
+    def send(self, method: str, session: str = "", **parameters: Any) -> dict[str, Any]:
+        """The result of one command; what happens meanwhile is kept in `events`."""
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": parameters}
+        if session:
+            message["sessionId"] = session
+        os.write(self._write, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._next()
+            if answer.get("id") == self._number:
+                assert "error" not in answer, f"{method}: {answer['error']}"
+                result: dict[str, Any] = answer["result"]
+                return result
+
+    def _next(self) -> dict[str, Any]:
+        """The next message, an event kept on its way."""
+        until = time.monotonic() + TIMEOUT_S
+        while b"\0" not in self._buffer:
+            ready, _, _ = select.select([self._read], [], [], max(0.0, until - time.monotonic()))
+            assert ready, f"Chromium said nothing for {TIMEOUT_S:g} s"
+            self._buffer += os.read(self._read, 1 << 20)
+        text, _, self._buffer = self._buffer.partition(b"\0")
+        message: dict[str, Any] = json.loads(text)
+        if "method" in message:
+            self.events.append(message)
+        return message
+
+    def open(self, path: Path, size: tuple[int, int] = DESKTOP, *, dark: bool = False) -> Tab:
+        """Shows a file."""
+        target = self.send("Target.createTarget", url="about:blank")["targetId"]
+        session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        tab = Tab(self, session)
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            tab.send(f"{domain}.enable")
+        tab.resize(size)
+        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        tab.send("Emulation.setEmulatedMedia", features=scheme)
+        tab.send("Page.navigate", url=path.resolve().as_uri())
+        tab.wait("performance.getEntriesByName('raynn-drawn').length > 0")
+        return tab
+
+
+class Tab:
+    """One page that is shown."""
+
+    def __init__(self, browser: Browser, session: str) -> None:
+        self.browser, self.session = browser, session
+
+    def send(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """One command to this page."""
+        return self.browser.send(method, self.session, **parameters)
+
+    def resize(self, size: tuple[int, int]) -> None:
+        """Width and height in CSS pixels; a narrow one is a phone."""
+        width, height = size
+        phone = width < 600
+        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
+
+    def run(self, script: str) -> Any:
+        """The value of an expression of the page."""
+        answer = self.send("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    def wait(self, script: str) -> None:
+        """Until an expression is true."""
+        until = time.monotonic() + TIMEOUT_S
+        while not self.run(script):
+            assert time.monotonic() < until, f"never came true: {script}; {self.complaints()}"
+            time.sleep(0.02)
+
+    def move(self, x: float, y: float) -> None:
+        """The mouse to a place of the window."""
+        self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    def drag(self, start: tuple[float, float], stop: tuple[float, float]) -> None:
+        """The mouse pressed, moved and let go."""
+        self.move(*start)
+        for kind, (x, y) in (("mousePressed", start), ("mouseMoved", stop), ("mouseReleased", stop)):
+            self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+
+    def click(self, x: float, y: float) -> None:
+        """The left button at a place of the window."""
+        for kind in ("mousePressed", "mouseReleased"):
+            self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def close(self) -> None:
+        """Closes the tab."""
+        self.send("Page.close")
+
+    def press(self, key: str) -> None:
+        """A key, pressed and let go."""
+        for kind in ("keyDown", "keyUp"):
+            self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key)
+
+    def place_of(self, selector: str) -> tuple[float, float, float, float]:
+        """Left, top, width and height of an element, scrolled to the middle of the window."""
+        found = self.run(
+            f"(() => {{ const e = document.querySelector({selector!r}); e.scrollIntoView({{block: 'center', "
+            "behavior: 'instant'}); const r = e.getBoundingClientRect(); return [r.x, r.y, r.width, r.height]; })()"
+        )
+        return tuple(found)
+
+    def picture(self, path: Path, *, whole: bool = False) -> None:
+        """A screenshot as PNG, of the window or of the whole page."""
+        if whole:
+            self.run("(() => { for (const id of Object.keys(raynn.charts)) raynn.draw(id); })()")
+        data = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
+        path.write_bytes(base64.b64decode(data))
+
+    def pdf(self) -> bytes:
+        """The page on paper."""
+        return base64.b64decode(self.send("Page.printToPDF", printBackground=True)["data"])
+
+    def complaints(self) -> list[str]:
+        """Errors and warnings of the console, exceptions, and requests to anything but the file itself."""
+        found = []
+        for event in self.browser.events:
+            if event.get("sessionId") != self.session:
+                continue
+            what, details = event["method"], event["params"]
+            if what == "Runtime.consoleAPICalled" and details["type"] in ("error", "warning", "assert"):
+                found.append(f"console: {[a.get('value') for a in details['args']]}")
+            if what == "Runtime.exceptionThrown":
+                found.append(f"exception: {details['exceptionDetails']}")
+            if what == "Log.entryAdded" and details["entry"]["level"] in ("error", "warning"):
+                found.append(f"log: {details['entry']['text']}")
+            if what == "Network.requestWillBeSent" and not details["request"]["url"].startswith(("file:", "data:")):
+                found.append(f"request: {details['request']['url']}")
+        return found
