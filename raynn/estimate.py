@@ -69,8 +69,8 @@ def seconds_left(
 ) -> float:
     """While it runs: epochs that are still to come, at the pace of those so far.
 
-    A trial is expected to train as long as those that ended did. Few say little, and the first of a race go further than
-    those that have others to be measured by: what was expected before counts as much as a quarter of all trials.
+    A trial is expected to train as long as those that ended did. Few say little, and the first of a race go further
+    than those that have others to be measured by: what was expected before counts as a quarter of all trials do.
     """
     searched = [trial for trial in ledger.trials if trial.origin != "repeat"]
     ended = [trial.epochs for trial in searched if trial.ended and trial.status != "failed"]
