@@ -149,7 +149,7 @@ def test_the_best_is_repeated_and_trained_once_more_on_all_rows(ray_cluster: Non
     search = {
         "trials": 3,
         "scheduler": "none",
-        "objectives": [{"metric": "val/accuracy"}],
+        "objectives": [{"metric": "val/accuracy"}, {"metric": "parameters"}],
         "repeats": {"top": 1, "seeds": 2},
         "winner": "retrained",
     }
@@ -161,12 +161,16 @@ def test_the_best_is_repeated_and_trained_once_more_on_all_rows(ray_cluster: Non
     assert len(result["repeats"][0]["values"]) == 3
     assert result["objectives"][1] == {"metric": "val/accuracy", "direction": "max"}
     assert result["best"]["number"] in result["pareto_front"]
+    parameters = result_of(folder / "trials" / "0000")["parameters"]
+    assert {record["parameters"] for trial in trials for record in trial.records} == {parameters}
     retrained = result_of(folder / "winner")
     assert retrained["refit"]["steps"] > 0
     assert result["metrics"]["test/accuracy"] == retrained["metrics"]["test/accuracy"]
     # a repetition is the job with another seed, its own division of the rows included
     alone = train(Job.load(folder / "trials" / "0003" / "job.yaml", [f"storage={tmp_path}", "name=alone"]))
-    assert [clocks_aside(r) for r in records_of(alone)] == [clocks_aside(r) for r in again[0].records]
+    assert [clocks_aside(r) for r in records_of(alone)] == [
+        clocks_aside(r) for r in records_of(folder / "trials" / "0003")
+    ]
 
 
 @pytest.mark.slow
