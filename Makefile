@@ -21,8 +21,10 @@ train: .venv/.installed
 		t["probability"] = t.filter(like="probability_").max(axis=1).round(3); \
 		print(t[["label", "prediction", "probability"]].head(8).to_string(index=False))'
 
+# Tests of one process first, two at a time; those that start a Ray cluster then have the machine to themselves.
 test: .venv/.installed
-	.venv/bin/pytest
+	.venv/bin/pytest -n 2 -m 'not cluster and not slow and not gpu'
+	.venv/bin/pytest -m 'cluster and not slow and not gpu'
 
 check: .venv/.installed
 	.venv/bin/ruff check .

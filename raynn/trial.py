@@ -25,6 +25,7 @@ from raynn.loop import Record
 from raynn.preparation import LocalDriver, Prepared
 from raynn.shards import Shard, from_arrays
 from raynn.stopping import decide
+from raynn.tasks import build_model, prepare_job, understand_job
 from raynn.training import Assignment, Shards, run_training
 
 POLL_S = 0.2  # between looks at whether a group of workers has failed
@@ -51,7 +52,8 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
     """Runs the trial that its config names, from its run folder's newest checkpoint on; then the next, in the same
     process.
 
-    The config has `job` (JSON), `folder` (the trial's run folder) and `told` (epochs the search knows of already).
+    The config has `job` (JSON), `folder` (the trial's run folder), `told` (epochs the search knows of already) and
+    `counts` (whether each record is to say how many parameters the network has, as an objective).
     A step's result has `record` (JSON) and `last` (whether the trial's own rule ends it there); at the end, `done`,
     `status` and `reason`.
     """
@@ -74,6 +76,7 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         self.job = Job.model_validate_json(new_config["job"])
         self.folder = Path(new_config["folder"])
         self.told = int(new_config["told"])
+        self.counts, self.parameters = bool(new_config["counts"]), 0
         self.history: list[Record] = []
         return True
 
@@ -87,7 +90,8 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
                 self.records = None
                 result = read_result(self.folder)
                 return {"done": True, "status": result["status"], "reason": result["stop_reason"]}
-            return {"record": json.dumps(record), "last": self._is_last(record)}
+            counted = {"parameters": self.parameters} if self.parameters else {}
+            return {"record": json.dumps(record | counted), "last": self._is_last(record)}
         except Exception as error:  # whatever a trial's settings break is that trial's failure, and the search goes on
             self.records = None
             reason = str(error) if isinstance(error, RaynnError) else f"{type(error).__name__}: {error}"
@@ -121,6 +125,9 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         assignment = Assignment(
             self.job.model_dump_json(), preprocessing_json, str(self.folder), time.time(), self.told, tests=False
         )
+        if self.counts:
+            model = build_model(self.job, assignment.preprocessing)
+            self.parameters = sum(weights.numel() for weights in model.parameters())
         if many:
             return _group(assignment, encoded)
         return _alone(assignment, train, validation, self.device)
@@ -178,8 +185,6 @@ def _itself(table: Any) -> Any:
 
 
 def _prepared(job: Job, driver: Any) -> Prepared:
-    from raynn.tasks import prepare_job, understand_job
-
     return prepare_job(job, understand_job(job, Path()), driver)
 
 

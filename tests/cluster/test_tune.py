@@ -96,15 +96,21 @@ def test_what_a_search_finds_can_be_trained_again(ray_cluster: None, tmp_path: P
 
 
 def test_trials_of_several_workers_are_cut_and_free_what_they_held(ray_cluster: None, tmp_path: Path) -> None:
-    """Without a dashboard, where a trial ended by killing it would hold its workers' resources for ever."""
+    """Without a dashboard, where a trial ended by killing would hold its workers' resources for ever. The second trial
+    learns next to nothing and is cut after its first epoch; the third could not run were its workers still held.
+    """
     scheduler = {"kind": "asha", "grace_period": 1, "reduction_factor": 2}
-    of_two = {"workers": 2}
-    search = tune(job(tmp_path, {"trials": 3, "scheduler": scheduler}, resources=of_two))
+    space = {RATE: {"choice": [3e-3, 1e-7, 1e-8]}}
+    searched = {"trials": 3, "algorithm": "grid", "first": "none", "space": space, "concurrent_trials": 1}
+    optimization = {"global_batch_size": 64, "max_epochs": 2, "learning_rate": 3e-3}
+    search = tune(
+        job(tmp_path, searched | {"scheduler": scheduler}, resources={"workers": 2}, optimization=optimization)
+    )
     trials = Ledger(search / "search.jsonl").trials
-    assert [trial.status for trial in trials].count("cut") >= 1
+    assert [trial.status for trial in trials] == ["finished", "cut", "cut"]
     assert all(trial.epochs == len(records_of(search / "trials" / f"{trial.number:04d}")) for trial in trials)
     assert all_is_free(4)
-    alone = tune(job(tmp_path / "alone", {"trials": 1, "scheduler": "none"}))
+    alone = tune(job(tmp_path / "alone", {"trials": 1, "scheduler": "none"}, optimization=optimization))
     expected = [record["val/loss"] for record in records_of(alone / "trials" / "0000")]
     found = [record["val/loss"] for record in trials[0].records]
     assert found == pytest.approx(expected[: len(found)], rel=1e-5)
@@ -143,7 +149,7 @@ def test_the_best_is_repeated_and_trained_once_more_on_all_rows(ray_cluster: Non
     search = {
         "trials": 3,
         "scheduler": "none",
-        "objectives": [{"metric": "val/accuracy"}],
+        "objectives": [{"metric": "val/accuracy"}, {"metric": "parameters"}],
         "repeats": {"top": 1, "seeds": 2},
         "winner": "retrained",
     }
@@ -155,12 +161,16 @@ def test_the_best_is_repeated_and_trained_once_more_on_all_rows(ray_cluster: Non
     assert len(result["repeats"][0]["values"]) == 3
     assert result["objectives"][1] == {"metric": "val/accuracy", "direction": "max"}
     assert result["best"]["number"] in result["pareto_front"]
+    parameters = result_of(folder / "trials" / "0000")["parameters"]
+    assert {record["parameters"] for trial in trials for record in trial.records} == {parameters}
     retrained = result_of(folder / "winner")
     assert retrained["refit"]["steps"] > 0
     assert result["metrics"]["test/accuracy"] == retrained["metrics"]["test/accuracy"]
     # a repetition is the job with another seed, its own division of the rows included
     alone = train(Job.load(folder / "trials" / "0003" / "job.yaml", [f"storage={tmp_path}", "name=alone"]))
-    assert [clocks_aside(r) for r in records_of(alone)] == [clocks_aside(r) for r in again[0].records]
+    assert [clocks_aside(r) for r in records_of(alone)] == [
+        clocks_aside(r) for r in records_of(folder / "trials" / "0003")
+    ]
 
 
 @pytest.mark.slow
