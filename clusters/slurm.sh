@@ -1,0 +1,42 @@
+#!/bin/bash
+# A cluster for one job, inside a Slurm allocation: up when the allocation starts, down when the command ends.
+#
+#   once, on a login node, in the clone:  bash clusters/node.sh packages .
+#   up:    sbatch clusters/slurm.sh raynn train jobs/digits_cnn.yaml storage="$PWD/runs"
+#   down:  it ends with the command; or scancel JOBID
+#
+# Cost: the allocation, all of its nodes for as long as the command runs. Submit it from the clone, which lies, as do
+# the data and the run folder, in a file system that all nodes share (home, scratch); ~/raynn-env too.
+# Other sizes go on the command line: sbatch --nodes=4 --gpus-per-node=1 --partition=NAME clusters/slurm.sh ...
+# Secrets come from the environment that sbatch is called in: WANDB_API_KEY reaches the job, and no file.
+#SBATCH --job-name=raynn
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=8
+#SBATCH --time=02:00:00
+#SBATCH --output=%x-%j.log
+set -euo pipefail
+
+[ $# -gt 0 ] || {
+    echo 'usage: sbatch clusters/slurm.sh COMMAND..., for instance raynn train jobs/digits_cnn.yaml' >&2
+    exit 2
+}
+export PATH="$HOME/raynn-env/bin:$PATH" RAY_USAGE_STATS_ENABLED=0
+
+# Nodes are shared with other people's jobs in many places: whoever knows the token runs code as you. It lives as long
+# as the allocation.
+umask 077
+RAY_AUTH_TOKEN=$(head -c 32 /dev/urandom | od -An -vtx1 | tr -d ' \n')
+export RAY_AUTH_TOKEN RAY_AUTH_MODE=token
+
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# Two jobs whose heads share a node need two ports; 20000 to 29999 is free of those that Ray gives its workers.
+port=$((20000 + SLURM_JOB_ID % 10000))
+export RAY_ADDRESS="$head:$port"
+export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300 # a cold file system takes its time to import Ray everywhere
+
+options=(--num-cpus="$SLURM_CPUS_PER_TASK" --disable-usage-stats --temp-dir="/tmp/ray-$SLURM_JOB_ID")
+[ -z "${SLURM_GPUS_ON_NODE-}" ] || options+=(--num-gpus="$SLURM_GPUS_ON_NODE")
+# The dashboard stays on the head's own 127.0.0.1; the command talks to the cluster through RAY_ADDRESS.
+srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
+    ray symmetric-run --address "$RAY_ADDRESS" --min-nodes "$SLURM_JOB_NUM_NODES" "${options[@]}" -- "$@"
