@@ -17,24 +17,24 @@ export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$folder/token RAY_USAGE_STATS_ENA
 unset RAY_ADDRESS RAY_AUTH_TOKEN
 
 start() { # NAME CPUS [OPTION...]: one node, its process on record so that `down` finds it
-    local name=$1 cpus=$2
+    local name=$1 cpus=$2 pid
     shift 2
-    # Worker ports 0: any free one, for nodes on one machine cannot each have the same range.
+    # Worker ports 0: any free one, for nodes on one machine cannot each have the same range. Folders of their own, as
+    # on machines of their own: in one folder, a node unpacks a job's files over those that another already works in.
     setsid ray start --block --disable-usage-stats --node-ip-address=127.0.0.1 --num-cpus="$cpus" \
-        --object-store-memory=300000000 --min-worker-port=0 --max-worker-port=0 "$@" \
+        --object-store-memory=300000000 --min-worker-port=0 --max-worker-port=0 --temp-dir="$folder/$name" "$@" \
         >"$folder/$name.log" 2>&1 </dev/null &
-    echo $! >>"$folder/pids"
-}
-
-wait_for() { # PORT NAME
-    local _
-    for _ in $(seq 240); do
-        if (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; then return; fi
+    pid=$!
+    echo "$pid" >>"$folder/pids"
+    until grep -q 'Ray runtime started' "$folder/$name.log"; do
+        kill -0 "$pid" 2>/dev/null || {
+            echo "$name did not start; $folder/$name.log says why:" >&2
+            tail -n 5 "$folder/$name.log" >&2
+            down
+            exit 1
+        }
         sleep 0.5
     done
-    echo "$2 does not answer on port $1 after 2 minutes; see $folder/head.log" >&2
-    down
-    exit 1
 }
 
 up() {
@@ -43,14 +43,12 @@ up() {
         echo "$folder/pids is there: this cluster is up; end it with: $0 down" >&2
         exit 2
     fi
-    (umask 077 && mkdir -p "$folder/ray" && head -c 32 /dev/urandom | od -An -vtx1 | tr -d ' \n' >"$folder/token")
+    (umask 077 && mkdir -p "$folder" && head -c 32 /dev/urandom | od -An -vtx1 | tr -d ' \n' >"$folder/token")
     start head "$cpus" --head --port="$port" --dashboard-host=127.0.0.1 --dashboard-port="$dashboard" \
-        --ray-client-server-port=$((port + 2)) --dashboard-agent-listen-port=$((port + 3)) --temp-dir="$folder/ray"
-    wait_for "$port" "Ray's head"
+        --ray-client-server-port=$((port + 2)) --dashboard-agent-listen-port=$((port + 3))
     for node in $(seq 2 "$nodes"); do
         start "node-$node" "$cpus" --address="127.0.0.1:$port" --dashboard-agent-listen-port=$((port + 2 + node))
     done
-    wait_for "$dashboard" "Ray's dashboard"
     echo "export RAY_ADDRESS=127.0.0.1:$port RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$folder/token"
     echo "# ray job submit --address http://127.0.0.1:$dashboard --working-dir . -- python -m raynn train JOB"
 }

@@ -1,4 +1,4 @@
-"""clusters/local.sh, really: two nodes come up, ask for their token, train what is submitted, and go without a trace."""
+"""clusters/local.sh, really: two nodes come up, ask for a token, train what is submitted, and go without a trace."""
 
 from __future__ import annotations
 
