@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path as FilePath
 from typing import Annotated, Any, get_args
@@ -156,14 +156,15 @@ class Job(Settings):
                 changed |= change.settings
         return self.with_settings(changed) if changed else self
 
-    def space(self, columns: Iterable[str] | None = None) -> Space:
+    def space(self, columns: Collection[str] | None = None, any_length: bool = False) -> Space:
         """What the job's search varies.
 
         Args:
             columns: kinds of the features; None where they are not known yet, and all may be there.
+            any_length: sequences among the features differ in length.
         """
         assert self.search is not None, "the job has no search"
-        return Space.of(self.search, self.model_dump(mode="json", exclude={"search"}), columns)
+        return Space.of(self.search, self.model_dump(mode="json", exclude={"search"}), columns, any_length)
 
     def to_yaml(self) -> str:
         """The job fully resolved, defaults written out: `load` gives the same job back."""

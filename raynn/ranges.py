@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from raynn.distributions import (
@@ -13,44 +13,20 @@ from raynn.distributions import (
     RandintSettings,
     UniformSettings,
 )
+from raynn.knobs import KnobSpec
+from raynn.networks import NETWORKS
+from raynn.regularization import knob_specs
 from raynn.rules import RULES, SECTION_KEYS
-
-
-@dataclass(frozen=True)
-class Range:
-    """What a search draws, and where the setting means anything; empty: everywhere.
-
-    `columns` are kinds of columns of which the features hold one at least.
-    """
-
-    distribution: DistributionSettings
-    networks: tuple[str, ...] = ()
-    tasks: tuple[str, ...] = ()
-    columns: tuple[str, ...] = ()
-
-
-_SEES_IMAGES = ("feedforward", "cnn", "image_generator", "custom")
 
 SECTIONS = ("regularization", "optimization", "early_stopping")
 
-RANGES: dict[str, Range] = {
-    "regularization.dropout": Range(UniformSettings(uniform=(0.0, 0.6))),
-    "regularization.input_dropout": Range(ChoiceSettings(choice=(0.0, {"uniform": [0.02, 0.4]}))),
-    "regularization.weight_decay": Range(LoguniformSettings(loguniform=(1e-6, 1e-1))),
-    "regularization.label_smoothing": Range(
-        ChoiceSettings(choice=(0.0, {"uniform": [0.01, 0.2]})), tasks=("classification", "language_modeling")
-    ),
-    "regularization.horizontal_flip": Range(
-        ChoiceSettings(choice=(0.0, 0.5)), networks=_SEES_IMAGES, columns=("image",)
-    ),
-    "regularization.crop_padding": Range(RandintSettings(randint=(0, 4)), networks=_SEES_IMAGES, columns=("image",)),
-    "regularization.gradient_clip_norm": Range(ChoiceSettings(choice=(None, {"loguniform": [0.1, 10.0]}))),
-    "regularization.ema_decay": Range(ChoiceSettings(choice=(None, 0.99, 0.995, 0.999, 0.9995))),
-    "optimization.learning_rate": Range(LoguniformSettings(loguniform=(1e-4, 3e-2))),
-    "optimization.momentum": Range(UniformSettings(uniform=(0.5, 0.99))),
-    "optimization.warmup_fraction": Range(ChoiceSettings(choice=(0.0, {"uniform": [0.02, 0.3]}))),
-    "optimization.plateau_factor": Range(UniformSettings(uniform=(0.1, 0.8))),
-    "optimization.plateau_patience": Range(RandintSettings(randint=(1, 6))),
+# Beside these: the knobs of raynn.regularization and the rules of raynn.rules, whose tables say what is drawn.
+RANGES: dict[str, DistributionSettings] = {
+    "optimization.learning_rate": LoguniformSettings(loguniform=(1e-4, 3e-2)),
+    "optimization.momentum": UniformSettings(uniform=(0.5, 0.99)),
+    "optimization.warmup_fraction": ChoiceSettings(choice=(0.0, {"uniform": [0.02, 0.3]})),
+    "optimization.plateau_factor": UniformSettings(uniform=(0.1, 0.8)),
+    "optimization.plateau_patience": RandintSettings(randint=(1, 6)),
 }
 
 # Without this a setting has no effect, whatever its value.
@@ -62,32 +38,63 @@ _REACHED_WHEN: dict[str, str] = {
 
 
 def default_ranges(
-    name: str, tree: Mapping[str, Any], columns: Iterable[str] | None = None
+    name: str, tree: Mapping[str, Any], columns: Collection[str] | None = None, any_length: bool = False
 ) -> dict[str, DistributionSettings]:
     """The usual ranges of a section's settings that mean something, or of the one setting, by dotted path.
 
     Args:
         tree: the job, plain; its network and task say what applies.
         columns: kinds of the features; None where they are not known yet.
+        any_length: sequences among the features differ in length.
     """
-    ranges = {path: entry.distribution for path, entry in RANGES.items()} | _of_stopping(tree)
+    ranges = {**_of_regularization(tree), **RANGES, **_of_stopping(tree)}
     return {
         path: distribution
         for path, distribution in ranges.items()
-        if path == name or (path.startswith(f"{name}.") and why_ignored(path, tree, columns) is None)
+        if path == name or (path.startswith(f"{name}.") and why_ignored(path, tree, columns, any_length) is None)
     }
 
 
-def reached_when(path: str) -> str | None:
-    """The expression without which a setting has no effect, whatever its value; None where there is none."""
+def reached_when(path: str, tree: Mapping[str, Any]) -> tuple[str, ...]:
+    """The expressions without each of which a setting of a job has no effect, or may not be on, whatever its value."""
     section, _, key = path.partition(".")
+    if spec := _knob(path):
+        return tuple(_knob_reached_when(spec, tree))
     if section != "early_stopping":
-        return _REACHED_WHEN.get(path)
+        return (_REACHED_WHEN[path],) if path in _REACHED_WHEN else ()
     if rules := [rule for rule, spec in RULES.items() if key in spec.keys]:
-        return f"early_stopping.rule in {rules}"
+        return (f"early_stopping.rule in {rules}",)
     if key == "factor":
-        return "early_stopping.reductions > 0"
-    return "early_stopping.rule != 'none'" if key in SECTION_KEYS else None
+        return ("early_stopping.reductions > 0",)
+    return ("early_stopping.rule != 'none'",) if key in SECTION_KEYS else ()
+
+
+def why_ignored(
+    path: str, tree: Mapping[str, Any], columns: Collection[str] | None = None, any_length: bool = False
+) -> str | None:
+    """Why a setting means nothing in a job, whatever its value; None where it may mean something.
+
+    What depends on settings that may be searched as well is in `reached_when`.
+    """
+    spec = _knob(path)
+    if spec is None:
+        return None
+    kind, needs = tree["network"]["kind"], spec.knob.needs
+    network, task = NETWORKS[kind], tree.get("task")
+    if columns is None:  # any that the network takes: if it can be, one that the knob needs
+        columns = [column for column in network.inputs if column in needs][:1] or (network.inputs if needs else ())
+    reasons = [spec.undefined(kind, each, columns, any_length) for each in ([task] if task else network.tasks)]
+    return None if None in reasons else reasons[0]
+
+
+def _of_regularization(tree: Mapping[str, Any]) -> dict[str, DistributionSettings]:
+    """The ranges of all knobs: each may be off, but one without which another that is on in the job means nothing."""
+    needed = {spec.knob.when for spec in knob_specs().values() if _is_on(spec, tree)}
+    found = {
+        f"regularization.{name}": spec.search if name in needed else spec.search_with_off
+        for name, spec in knob_specs().items()
+    }
+    return {path: distribution for path, distribution in found.items() if distribution is not None}
 
 
 def _of_stopping(tree: Mapping[str, Any]) -> dict[str, DistributionSettings]:
@@ -96,16 +103,30 @@ def _of_stopping(tree: Mapping[str, Any]) -> dict[str, DistributionSettings]:
     return {f"early_stopping.{key}": distribution for key, distribution in keys.items() if distribution is not None}
 
 
-def why_ignored(path: str, tree: Mapping[str, Any], columns: Iterable[str] | None = None) -> str | None:
-    """Why a setting has no effect on the job's network, whatever its value; None where it may have."""
-    entry = RANGES.get(path)
-    if entry is None:
-        return None
-    kind, task = tree["network"]["kind"], tree.get("task")
-    if entry.networks and kind not in entry.networks:
-        return f"a network of kind {kind!r} ignores it: it is for {', '.join(entry.networks)}"
-    if entry.tasks and task is not None and task not in entry.tasks:
-        return f"it has no effect on {task}: it is for {' and '.join(entry.tasks)}"
-    if entry.columns and columns is not None and not set(columns) & set(entry.columns):
-        return f"it changes {' or '.join(entry.columns)} columns, and the features have none"
-    return None
+def _knob(path: str) -> KnobSpec | None:
+    section, _, name = path.partition(".")
+    return knob_specs().get(name) if section == "regularization" else None
+
+
+def _knob_reached_when(spec: KnobSpec, tree: Mapping[str, Any]) -> Iterator[str]:
+    """The settings of the network that a knob needs; its partner on; those before it in its group off."""
+    for key, value in spec.knob.networks.get(tree["network"]["kind"], {}).items():
+        yield f"network.{key} == {_written(value)}"
+    specs = knob_specs()
+    if partner := spec.knob.when:
+        yield f"regularization.{partner} != {_written(specs[partner].off)}"
+    if spec.knob.group:
+        # The one that is on in the job is the first to be drawn: of others, what is not drawn is off in the job too.
+        members = [other for other in specs.values() if other.knob.group == spec.knob.group]
+        members.sort(key=lambda other: not _is_on(other, tree))
+        for other in members[: members.index(spec)]:
+            yield f"regularization.{other.name} == {_written(other.off)}"
+
+
+def _is_on(spec: KnobSpec, tree: Mapping[str, Any]) -> bool:
+    """Whether a knob is on in a job; a ramp, which is a mapping there, counts as on."""
+    return bool(tree.get("regularization", {}).get(spec.name))
+
+
+def _written(value: Any) -> str:
+    return repr(value) if isinstance(value, str) else json.dumps(value)

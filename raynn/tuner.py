@@ -6,7 +6,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,8 @@ class _Search:
         self.ledger = Ledger(self.folder / FILE)
         self.shards = self._shards()
         kinds = {spec.kind for spec in self.prepared.preprocessing.features}
-        self.director = director_of(self.job, self.ledger, self.slots, kinds)
+        any_length = self.prepared.preprocessing.input_spec.any_length
+        self.director = director_of(self.job, self.ledger, self.slots, kinds, any_length)
         self.desk = Desk(self.director, self.folder, self.job, self._describe)
 
     def run(self) -> Path:
@@ -325,11 +326,14 @@ class _Search:
         return test
 
 
-def director_of(job: Job, ledger: Ledger, slots: Slots, columns: Iterable[str] | None = None) -> Director:
+def director_of(
+    job: Job, ledger: Ledger, slots: Slots, columns: Collection[str] | None = None, any_length: bool = False
+) -> Director:
     """Who decides: the algorithm and the scheduler that the job asks for, within its budget.
 
     Args:
         columns: kinds of the features.
+        any_length: sequences among them differ in length.
 
     Raises:
         JobError: a scheduler that would never act.
@@ -337,7 +341,7 @@ def director_of(job: Job, ledger: Ledger, slots: Slots, columns: Iterable[str] |
     """
     settings = job.search
     assert settings is not None
-    space = job.space(columns)
+    space = job.space(columns, any_length)
     earlier = earlier_trials(Path(settings.warm_start), space, settings) if settings.warm_start else []
     race = Race(settings.metric, settings.direction, job.optimization.max_epochs)
     devices = (slots.gpus or slots.cpus) * job.resources.workers
