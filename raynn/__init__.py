@@ -27,6 +27,7 @@ data, worker, trainer, trial, desk and tuner, `wandb` in tracking alone.
     pareto.py          trials under several objectives
     knobs.py           what a knob is, and where one means nothing
     regularization.py  every knob against overfitting, in one table for all networks
+    ablation.py        what a study of regularizers compares, and what it says
     rules.py           what each stopping rule says of a curve
     stopping.py        when to stop: a decision over the history
     director.py        what a search does next: a function of its ledger
@@ -64,6 +65,7 @@ data, worker, trainer, trial, desk and tuner, `wandb` in tracking alone.
     importance.py      which settings of a search mattered, and how sure that is
     trial_table.py     the trials of a search, read from its folder
     search_report.py   the report of a search
+    study_report.py    the report of a study
     watch.py           a run or search seen in the terminal while it goes on
     randomness.py      random numbers as a function of seed, epoch, row and place
     collectives.py     what the workers of one run do together
@@ -122,6 +124,7 @@ data, worker, trainer, trial, desk and tuner, `wandb` in tracking alone.
     trial.py           what a Tune actor runs, one trial after another
     desk.py            where Ray Tune meets the director
     tuner.py           many jobs: a search, from its job file to a model
+    studies.py         what each regularizer is worth: an ablation over seeds
     check.py           what a machine, a job and raynn itself hold, said before training
     cli.py             the commands
 """
@@ -145,6 +148,7 @@ if TYPE_CHECKING:
     from raynn.job import Job
     from raynn.prediction import predict
     from raynn.run import evaluate, open_run
+    from raynn.studies import study
     from raynn.trainer import train
     from raynn.tuner import tune
 
@@ -163,6 +167,7 @@ __all__ = [
     "evaluate",
     "open_run",
     "predict",
+    "study",
     "train",
     "tune",
 ]
@@ -173,6 +178,7 @@ _HOMES = {
     "evaluate": "raynn.run",
     "open_run": "raynn.run",
     "predict": "raynn.prediction",
+    "study": "raynn.studies",
     "train": "raynn.trainer",
     "tune": "raynn.tuner",
 }

@@ -124,13 +124,12 @@ def tune(options: argparse.Namespace) -> tuple[Answer, str]:
         raise KeyboardInterrupt(_resume_command(options, job)) from None
     result = read_result(folder)
     shown, best = _shown_path(folder), result["best"]
-    trials = ", ".join(f"{number} {status.replace('_', ' ')}" for status, number in result["trials"].items() if number)
     settings = ", ".join(
         f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}"
         for name, value in best["settings"].items()
     )
     lines = [
-        f"{sum(result['trials'].values())} trials: {trials}; {result['stop_reason']}",
+        f"{sum(result['trials'].values())} trials: {_trials(result)}; {result['stop_reason']}",
         f"best is trial {best['number']}: {settings or 'the job as it is'}",
         _metrics_line(best["metrics"]),
         *_luck_lines(result),
@@ -138,6 +137,43 @@ def tune(options: argparse.Namespace) -> tuple[Answer, str]:
         f"{shown}; next: raynn train {shown}/job.best.yaml",
     ]
     return finite(result | {"run": str(folder)}), "\n".join(lines)
+
+
+def study(options: argparse.Namespace) -> tuple[Answer, str]:
+    """What each regularizer is worth: an ablation over seeds."""
+    from raynn.folder import finite, read_result
+    from raynn.job import Job
+    from raynn.studies import study as study_job
+    from raynn.studies import table_of
+
+    job = Job.load(options.job, options.overrides)
+    try:
+        folder = study_job(job, Path(options.job).parent, quiet=options.quiet, started_at=STARTED_AT)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_resume_command(options, job)) from None
+    result, arms, shown = read_result(folder), table_of(folder), _shown_path(folder)
+    width = max(len(arm["arm"]) for arm in arms)
+    lines = [
+        f"{result['metric']} over {result['seeds']} seeds, 95 % intervals of paired differences; {_trials(result)}"
+    ]
+    for arm in arms:
+        parts = [f"{arm['arm']:<{width}}  {_with_interval(arm['test'])}"]
+        parts += [f"{key.replace('_', ' ')} {_with_interval(arm[key])}" for key in ("gain", "gap") if arm[key]]
+        lines.append("  ".join(parts))
+    lines.append(f"{shown}; next: open {shown}/report.html")
+    return finite(result | {"run": str(folder), "arms": arms}), "\n".join(lines)
+
+
+def _trials(result: Mapping[str, Any]) -> str:
+    return ", ".join(f"{number} {status.replace('_', ' ')}" for status, number in result["trials"].items() if number)
+
+
+def _with_interval(estimate: Mapping[str, Any] | None) -> str:
+    if estimate is None:
+        return "none"
+    if estimate["low"] is None:
+        return f"{estimate['mean']:.4g}"
+    return f"{estimate['mean']:.4g} [{estimate['low']:.4g}, {estimate['high']:.4g}]"
 
 
 def _luck_lines(result: Mapping[str, Any]) -> list[str]:
@@ -312,6 +348,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("job", metavar="JOB.yaml")
     sub.add_argument("overrides", nargs="*", metavar="dotted.key=value")
     sub = add("tune", tune)
+    sub.add_argument("job", metavar="JOB.yaml")
+    sub.add_argument("overrides", nargs="*", metavar="dotted.key=value")
+    sub = add("study", study)
     sub.add_argument("job", metavar="JOB.yaml")
     sub.add_argument("overrides", nargs="*", metavar="dotted.key=value")
     sub = add("evaluate", evaluate)

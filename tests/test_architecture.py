@@ -38,6 +38,7 @@ PLAIN = (  # these load neither torch nor ray, not even through what they import
     "pareto",
     "knobs",
     "regularization",
+    "ablation",
     "rules",
     "stopping",
     "director",
@@ -75,6 +76,7 @@ PLAIN = (  # these load neither torch nor ray, not even through what they import
     "importance",
     "trial_table",
     "search_report",
+    "study_report",
     "watch",
 )
 ORDER = (
@@ -154,6 +156,7 @@ ORDER = (
     "trial",
     "desk",
     "tuner",
+    "studies",
     "check",
     "",  # raynn/__init__.py, the public names
     "cli",
