@@ -68,16 +68,18 @@ class Arm:
     Attributes:
         knob: the one that is alone, or is left out.
         settings: what is otherwise than in the job, by dotted path.
+        runs: the arm whose runs are this one's: itself, or the first with the same settings.
     """
 
     name: str
     kind: Kind
     knob: str | None
     settings: Values
+    runs: str
 
 
 def arms_of(study: StudySettings, own: RegularizationSettings, able: Sequence[str]) -> tuple[Arm, ...]:
-    """The arms, of those with the same settings the first alone.
+    """The arms.
 
     A knob that is off in the job is tried at the middle of its search range; one that means nothing without another
     comes with it.
@@ -110,11 +112,12 @@ def arms_of(study: StudySettings, own: RegularizationSettings, able: Sequence[st
     arms: list[tuple[str, Kind, str | None, Values]] = [("none", "none", None, off), ("all", "all", None, plain)]
     arms += [(f"{name} alone", "alone", name, off | strength(name)) for name in names]
     arms += [(f"without {name}", "without", name, without(name)) for name in names if name in on]
-    found: dict[str, Arm] = {}
+    found, first = [], dict[str, str]()
     for arm, kind, knob, values in arms:
         changed = {f"regularization.{key}": value for key, value in values.items() if value != plain[key]}
-        found.setdefault(json.dumps(changed, sort_keys=True), Arm(arm, kind, knob, changed))
-    return tuple(found.values())
+        runs = first.setdefault(json.dumps(changed, sort_keys=True), arm)
+        found.append(Arm(arm, kind, knob, changed, runs))
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -196,17 +199,16 @@ def findings(arms: Sequence[Arm], rows: Sequence[Row], quantity: str) -> list[Fi
 
     found = []
     for arm in arms:
-        test, before = by_seed(arm.name, "test"), gap("none")
-        gaps = gap(arm.name)
+        test, before, gaps = by_seed(arm.runs, "test"), gap("none"), gap(arm.runs)
         narrowed = {seed: before[seed] - gaps[seed] for seed in gaps if seed in before}
         found.append(
             Finding(
                 arm,
                 estimate(test),
-                estimate(by_seed(arm.name, "val")),
-                estimate(by_seed(arm.name, "train")),
+                estimate(by_seed(arm.runs, "val")),
+                estimate(by_seed(arm.runs, "train")),
                 estimate(gaps),
-                estimate(gap(arm.name, "val")),
+                estimate(gap(arm.runs, "val")),
                 estimate(minus(test, by_seed("none", "test"))) if arm.kind != "none" else None,
                 estimate(minus(by_seed("all", "test"), test)) if arm.kind == "without" else None,
                 estimate(narrowed) if arm.kind != "none" else None,

@@ -79,12 +79,12 @@ def study(job: Job, folder: Path | None = None, *, quiet: bool = True, started_a
                 "a study reports test figures, and the job has no test set: give data.test a source or share"
             )
         arms = _arms(job, settings, prepared)
-        num_trials = len(arms) * settings.seeds
+        num_trials = settings.seeds * sum(arm.runs == arm.name for arm in arms)
         slots = slots_for(job.resources, settings.concurrent_trials, num_trials, by="study")
         path = resumed or claim(storage, job.name)
         if not quiet:
             _say(f"{split_summary(prepared)}; {prepared.task}: {prepared.task_reason}")
-            _say(f"study folder {path}; {len(arms)} arms x {settings.seeds} seeds, {slots.concurrent} trials at a time")
+            _say(f"study folder {path}; {num_trials} trials of {len(arms)} arms, {slots.concurrent} trials at a time")
         return _Study(job, settings, path, prepared, arms, slots, quiet).run()
 
 
@@ -101,7 +101,7 @@ def _arms(job: Job, settings: StudySettings, prepared: Prepared) -> tuple[Arm, .
             raise JobError(f"study.knobs: regularization.{name}{reason.rpartition('; ')[0]}; leave it out")
     able = [spec.name for spec in applicable(kind, prepared.task, columns, job.network, any_length)]
     arms = arms_of(settings, job.regularization, able)
-    if len(arms) < 2:
+    if not any(arm.kind == "alone" for arm in arms):
         raise JobError("no knob of regularization is on, so there is nothing to compare: set some, or study.knobs: all")
     return arms
 
@@ -127,7 +127,7 @@ class _Study:
         self.quantity = self.settings.quantity(self.prepared.task)
         self.seeds = range(job.optimization.seed, job.optimization.seed + self.settings.seeds)
         # seed by seed: trials of one seed share their data, and whole pairs are there early
-        self.planned = [(arm, seed) for seed in self.seeds for arm in self.arms]
+        self.planned = [(arm, seed) for seed in self.seeds for arm in self.arms if arm.runs == arm.name]
         self.ledger = Ledger(self.folder / FILE)
         limits = Limits(len(self.planned), failed_trials=len(self.planned), concurrent=self.slots.concurrent)
         metric = f"val/{self.quantity}"

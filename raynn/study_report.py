@@ -21,8 +21,8 @@ METHOD = (
     "All arms have the same seeds, which means the same splits, initial weights and order of rows, and are compared in "
     "pairs. Intervals are those of Student's t at 95 %: mean \u00b1 t(0.975, n - 1) sd / \u221an, over the seeds; each "
     "is of one comparison, not corrected for their number. Train figures are of the kept weights over all training "
-    "rows, no regularizer at work. A gain or a gap is positive where the first of the two is better. Nothing was chosen "
-    "by these figures: to choose by them would need other test data."
+    "rows, no regularizer at work. A gain or a gap is positive where the first of the two is better. Nothing was "
+    "chosen by these figures: to choose by them would need other test data."
 )
 
 
