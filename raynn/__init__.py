@@ -28,6 +28,7 @@ data, worker, trainer, trial, desk and tuner, `wandb` in tracking alone.
     knobs.py           what a knob is, and where one means nothing
     regularization.py  every knob against overfitting, in one table for all networks
     ablation.py        what a study of regularizers compares, and what it says
+    costs.py           what each regularizer costs a step, as measured
     rules.py           what each stopping rule says of a curve
     stopping.py        when to stop: a decision over the history
     director.py        what a search does next: a function of its ledger

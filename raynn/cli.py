@@ -288,6 +288,11 @@ def list_all(options: argparse.Namespace) -> tuple[Answer, str]:
     """Networks, regularizers, stopping rules, catalogue data sets."""
     from raynn.check import catalogue
 
+    if options.cost:
+        from raynn.costs import lines_of, measurements
+
+        found = measurements()
+        return {"cost": found}, "\n\n".join("\n".join(lines_of(each)) for each in found)
     answer = catalogue()
     blocks = []
     for title, entries in answer.items():
@@ -393,5 +398,6 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("job", nargs="?", metavar="JOB.yaml")
     sub.add_argument("overrides", nargs="*", metavar="dotted.key=value")
     add("schema", schema)
-    add("list", list_all)
+    sub = add("list", list_all)
+    sub.add_argument("--cost", action="store_true", help="what each regularizer costs a step, as measured")
     return parser

@@ -88,6 +88,13 @@ class Space:
                 kept[name] = values[name]
         return kept
 
+    def settled(self, values: Mapping[str, JsonValue]) -> Values:
+        """The values with those whose conditions do not hold at what the job says: what replaces them in a trial that
+        trains already, in which leaving them out would leave them as they were.
+        """
+        active = self.active(values)
+        return {name: active.get(name, self.own.get(name, value)) for name, value in values.items()}
+
     def broken(self, values: Mapping[str, JsonValue]) -> Expression | None:
         """The first constraint that does not hold."""
         if not self.constraints:

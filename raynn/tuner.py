@@ -357,6 +357,7 @@ def director_of(
         settings.metric,
         settings.direction,
         Repeats(settings.repeats.top, tuple(range(first, first + settings.repeats.seeds))),
+        space.settled,
     )
 
 

@@ -39,6 +39,7 @@ PLAIN = (  # these load neither torch nor ray, not even through what they import
     "knobs",
     "regularization",
     "ablation",
+    "costs",
     "rules",
     "stopping",
     "director",

@@ -178,6 +178,19 @@ def test_a_knob_that_excludes_others_is_drawn_before_them() -> None:
     )
 
 
+def test_settings_changed_in_training_still_exclude_each_other() -> None:
+    job = job_with("regularization")
+    space = job.space(["image"])
+    trial = space.draw({name: 0.1 for name in space.names} | {"regularization.rand_augment": 0.9})
+    assert "regularization.rand_augment_magnitude" in trial
+    settled = space.settled(trial | {"regularization.trivial_augment": True})  # as a population may perturb it
+    assert settled.keys() == trial.keys()
+    changed = job.with_settings(trial).with_settings(settled).regularization
+    assert (changed.trivial_augment, changed.rand_augment) == (True, 0)
+    assert misuse(changed, "cnn", job.network, "classification", ["image"]) is None
+    assert space.settled(trial) == trial
+
+
 def test_a_knob_that_needs_another_is_drawn_with_it() -> None:
     space = job_with("regularization").space(["image"])
     everywhere = {name: 0.1 for name in space.names}  # all that can be off is
