@@ -19,6 +19,7 @@ from raynn.cluster import descendants
 from raynn.errors import JobError, RunError
 from raynn.job import Job
 from raynn.ledger import FILE
+from raynn.prediction import predict
 from raynn.report import write_report
 from raynn.run import open_run
 from raynn.studies import study
@@ -68,8 +69,11 @@ def test_a_study_runs_every_arm_with_every_seed(tmp_path: Path) -> None:
     # dropout at work, the recorded training loss is that of another network
     result = json.loads((folder / row["run"] / "result.json").read_text())
     assert result["train"]["loss"] == row["train/loss"] < result["metrics"]["train/loss"]
-    none, alike = (load_file(folder / each["run"] / "model" / "weights.safetensors") for each in (rows[0], rows[3]))
-    assert any((none[name] != alike[name]).any() for name in none)  # another seed
+    predict(folder / row["run"], "train", tmp_path / "train.parquet")
+    seen = pq.read_table(tmp_path / "train.parquet").to_pandas()
+    assert (seen["label"].astype(str) == seen["prediction"].astype(str)).mean() == pytest.approx(row["train/accuracy"])
+    none, other = (load_file(folder / each["run"] / "model" / "weights.safetensors") for each in (rows[0], rows[3]))
+    assert any((none[name] != other[name]).any() for name in none)  # another seed
     # more seeds go on from there
     more = study(job(tmp_path, "study.seeds=3", "resume=true"))
     assert more == folder
