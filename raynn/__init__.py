@@ -4,7 +4,7 @@ The verbs are the commands': `Job.load(path)`, `train(job)`, `tune(job)`, `evalu
 They load PyTorch and Ray when first used; `import raynn` alone loads neither.
 
 The map of the house, from the ground up. A module imports only modules above it here; `ray` appears in cluster,
-data, worker, trainer, trial, desk and tuner, `wandb` in tracking alone.
+data, worker, trainer, trial, desk and tuner, `wandb` in sweeps and dashboard.
 
     errors.py          the exception tree; each message: field, value, relation, remedy
     settings.py        Settings: frozen, no unknown key; the only base class of a job's sections
@@ -41,7 +41,11 @@ data, worker, trainer, trial, desk and tuner, `wandb` in tracking alone.
     fragments.py       what one task reads of a source: each format, read as a table
     sources.py         WHERE data come from: files found and cut into fragments
     folder.py          the run folder: claimed, described, found again
-    tracking.py        metrics.jsonl always, Weights & Biases when asked
+    tracking.py        metrics.jsonl always; mirrors of it when asked, by a process beside the run
+    feeds.py           what mirrors are told: the runs in a folder, as they grow
+    mirrors.py         TensorBoard and MLflow
+    sweeps.py          a search as a sweep in Weights & Biases, and its dashboard
+    dashboard.py       a run in Weights & Biases
     columns.py         WHAT columns are: numeric, categorical, date, image, sequence
     tokens.py          text as bytes, characters, words or subwords, and back
     cleaning.py        raw rows to typed rows, and the reasons of bad ones
@@ -116,6 +120,8 @@ data, worker, trainer, trial, desk and tuner, `wandb` in tracking alone.
     findings.py        confusion, ROC, calibration, residuals, bands
     anatomy.py         a network layer by layer, and its first filters
     inspection.py      a run looked at for its report
+    gallery.py         what mirrors show of a model at its end
+    sync.py            the process that mirrors a run folder, and the command that sends what is left
     exhibits.py        what a run's predictions look like
     run_report.py      the report of a run
     card.py            README.md of a run, as model hubs read it

@@ -99,6 +99,7 @@ def train(options: argparse.Namespace) -> tuple[Answer, str]:
         raise KeyboardInterrupt(_resume_command(options, job)) from None
     result = read_result(folder)
     shown = _shown_path(folder)
+    said, upload = _mirrored(folder, job)
     lines = [
         f"{result['status']} after {result['epochs']} epochs: {result['stop_reason']}",
         f"best epoch {result['best_epoch']}: {_metrics_line(result['metrics'])}",
@@ -106,9 +107,10 @@ def train(options: argparse.Namespace) -> tuple[Answer, str]:
         f"{result['parameters']:,} parameters, {result['workers']} worker{'s' if result['workers'] > 1 else ''}, "
         f"{result['examples_per_second']:,.0f} examples/s, first step after {result['seconds_to_first_step']:.1f} s, "
         f"{result['seconds']:.1f} s in all",
-        f"{shown}; next: raynn predict {shown} DATA --out predictions.parquet",
+        *said,
+        f"{shown}; next: raynn predict {shown} DATA --out predictions.parquet{upload}",
     ]
-    return finite(result | {"run": str(folder)}), "\n".join(lines)
+    return finite(result | {"run": str(folder)} | _wandb(folder)), "\n".join(lines)
 
 
 def tune(options: argparse.Namespace) -> tuple[Answer, str]:
@@ -124,6 +126,7 @@ def tune(options: argparse.Namespace) -> tuple[Answer, str]:
         raise KeyboardInterrupt(_resume_command(options, job)) from None
     result = read_result(folder)
     shown, best = _shown_path(folder), result["best"]
+    said, upload = _mirrored(folder, job)
     settings = ", ".join(
         f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}"
         for name, value in best["settings"].items()
@@ -134,9 +137,45 @@ def tune(options: argparse.Namespace) -> tuple[Answer, str]:
         _metrics_line(best["metrics"]),
         *_luck_lines(result),
         f"{result['seconds']:.0f} s in all, {result['device_hours']:.2g} device-hours",
-        f"{shown}; next: raynn train {shown}/job.best.yaml",
+        *said,
+        f"{shown}; next: raynn train {shown}/job.best.yaml{upload}",
     ]
-    return finite(result | {"run": str(folder)}), "\n".join(lines)
+    return finite(result | {"run": str(folder)} | _wandb(folder)), "\n".join(lines)
+
+
+def _mirrored(folder: Path, job: Job) -> tuple[list[str], str]:
+    """Lines on where the run is seen, and for the last line how to upload what W&B does not have."""
+    from raynn.tracking import told
+
+    lines, left = told(folder, job.tracking)
+    return lines, f"; to upload: {shlex.join(['raynn', 'sync', _shown_path(folder)])}" if left else ""
+
+
+def _wandb(folder: Path) -> Answer:
+    """What W&B has of a run, for --json; nothing where the run is not mirrored there."""
+    from raynn.tracking import read_state
+
+    state = read_state(folder)
+    return {"wandb": state} if state else {}
+
+
+def sync(options: argparse.Namespace) -> tuple[Answer, str]:
+    """A run, or a search as a sweep with its trials and its dashboard, to W&B."""
+    from raynn.sync import follow
+    from raynn.sync import sync as sync_run
+
+    if options.follow:
+        follow(
+            Path(options.run),
+            online=options.online,
+            project=options.project,
+            entity=options.entity,
+            wait_s=options.wait,
+        )
+    state = sync_run(options.run, project=options.project, entity=options.entity, wait_s=options.wait)
+    lines = [f"W&B: {state[key]}" for key in ("url", "view", "view_problem") if state.get(key)]
+    sent = f"{state.get('sent', 0)} of {state.get('runs', 0)} runs are in W&B whole"
+    return {"run": options.run} | state, "\n".join([*lines, f"{options.run}; {sent}"])
 
 
 def study(options: argparse.Namespace) -> tuple[Answer, str]:
@@ -381,6 +420,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--class", dest="classes", action="append", metavar="LABEL", help="of the images; may be repeated")
     sub.add_argument("--steps", type=_count, help="of the images' sampler")
     sub.add_argument("--guidance", type=float, help="how strongly a class is asked for")
+    sub = add("sync", sync)
+    sub.add_argument("run", metavar="RUN")
+    sub.add_argument("--project", metavar="NAME", help="default: the job's")
+    sub.add_argument("--entity", metavar="NAME", help="user or team; default: the job's, or the key's own")
+    sub.add_argument(
+        "--wait", type=float, default=60.0, metavar="SECONDS", help="while nothing arrives there; default: 60"
+    )
+    # how a command starts the process beside it
+    sub.add_argument("--follow", action="store_true", help=argparse.SUPPRESS)
+    sub.add_argument("--online", action="store_true", help=argparse.SUPPRESS)
     sub = add("report", report)
     sub.add_argument("run", metavar="RUN")
     sub = add("watch", watch)

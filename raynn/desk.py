@@ -121,8 +121,11 @@ class Desk:
     def config(self, trial: Trial) -> dict[str, Any]:
         """What the trial's actor is told."""
         job = self.job_of(trial).model_dump_json()
-        folder, all_splits = str(self.run_folder(trial)), self.measures_all
-        return {"number": trial.number, "job": job, "folder": folder, "told": trial.epochs, "all": all_splits}
+        counts = False
+        if self.job.search is not None:
+            counts = any(each.metric == "parameters" for each in self.job.search.all_objectives)
+        told = {"folder": str(self.run_folder(trial)), "told": trial.epochs, "counts": counts}
+        return {"number": trial.number, "job": job, "all": self.measures_all, **told}
 
     def _prepare(self, trial: Trial) -> None:
         run, job = self.run_folder(trial), self.job_of(trial)

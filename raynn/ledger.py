@@ -154,6 +154,10 @@ class Ledger:
         """Facts of the search itself."""
         self._write({"event": "search", "facts": facts})
 
+    def follow(self, event: dict[str, Any]) -> None:
+        """An event that another process has written to its journal; nothing is written here."""
+        self._apply(event)
+
     def begin_session(self) -> None:
         """Work begins, for the first time or again: what lies between two sessions counts for nothing."""
         self._write({"event": "session"})

@@ -81,10 +81,12 @@ def why_ignored(
         return None
     kind, needs = tree["network"]["kind"], spec.knob.needs
     network, task = NETWORKS[kind], tree.get("task")
-    if columns is None:  # any that the network takes: if it can be, one that the knob needs
-        columns = [column for column in network.inputs if column in needs][:1] or (network.inputs if needs else ())
-    reasons = [spec.undefined(kind, each, columns, any_length) for each in ([task] if task else network.tasks)]
-    return None if None in reasons else reasons[0]
+    if needs and not set(needs) & set(network.inputs):
+        return f"a network of kind {kind!r} reads no {' or '.join(needs)} columns, which it changes"
+    kinds = needs[:1] if columns is None else columns
+    reasons = [spec.undefined(kind, each, kinds, any_length) for each in ([task] if task else network.tasks)]
+    told = [reason for reason in reasons if reason is not None]
+    return told[0].strip() if len(told) == len(reasons) else None
 
 
 def _of_regularization(tree: Mapping[str, Any]) -> dict[str, DistributionSettings]:

@@ -182,12 +182,17 @@ def _clouds(trials: Sequence[Trial], x: Sequence[Any], y: Sequence[Any]) -> list
     return clouds
 
 
+def _is_word(value: Any) -> bool:
+    """Whether a setting's value has its place among words: no number, but a name, a switch or a list."""
+    return value is not None and (isinstance(value, bool) or not isinstance(value, int | float))
+
+
 def _parallel(search: Search, names: Sequence[str]) -> Chart:
     told = _told(search)
     axes: list[dict[str, Any]] = []
     for dim, name in enumerate(names):
         values = [trial.settings[name] for trial in told]
-        if any(isinstance(value, str | bool) for value in values):
+        if any(map(_is_word, values)):
             known = sorted({str(value) for value in values if value is not None})
             axes.append({"dim": dim, "name": _key(name), "type": "category", "data": known})
         else:
@@ -247,7 +252,7 @@ def _key(name: str) -> str:
 def _coordinate(value: Any) -> Any:
     if value is None:
         return "-"  # ECharts' word for nothing
-    return str(value) if isinstance(value, str | bool) else short(value)
+    return str(value) if _is_word(value) else short(value)
 
 
 def _curves(search: Search) -> Chart:
@@ -393,7 +398,7 @@ def _slices(search: Search, ranked: Sequence[str]) -> Iterator[Chart]:
         if not having:
             continue
         categories = None
-        if any(isinstance(value, str | bool) for value in values):
+        if any(map(_is_word, values)):
             values = [str(value) for value in values]
             categories = sorted(set(values))
         yield scatter(

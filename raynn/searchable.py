@@ -165,7 +165,7 @@ def _unknown(job: Searched, name: str) -> str:
 def _without_effect(job: Searched, name: str) -> str | None:
     """Why a setting changes nothing, whatever its value; None where it may."""
     if message := why_ignored(name, job.tree):
-        return f"means nothing here: it{message}"
+        return message
     reach = next(unreached(name, job.tree, job.axes), None)
     if reach is None:
         return None

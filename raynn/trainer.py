@@ -25,6 +25,7 @@ from raynn.preparation import Driver, LocalDriver, Prepared, Understood, located
 from raynn.progress import ProgressLine
 from raynn.report import conclude
 from raynn.tasks import checked, prepare_job, understand_job
+from raynn.tracking import Mirroring, check_tracking
 from raynn.training import Assignment, Shards, run_training
 
 CONTROLLER_FAILURE_LIMIT = 3
@@ -45,6 +46,7 @@ def train(job: Job, folder: Path | None = None, *, quiet: bool = True, started_a
     """
     started_at = started_at or time.time()
     storage = check_storage(job.storage)
+    check_tracking(job.tracking)
     job = job.model_copy(update={"data": located(job.data, folder or Path())})
     resumed = _resumed_run(job, storage) if job.resume else None
     understood = understand_job(job, folder or Path())
@@ -81,17 +83,18 @@ def _train(
     (run / "result.json").unlink(missing_ok=True)  # of an attempt that failed
     _describe(run, job, prepared)
     assignment = Assignment(job.model_dump_json(), prepared.preprocessing.to_json(), str(run), started_at)
-    try:
-        with ProgressLine(run, quiet=quiet):
-            run_training_on(assignment, prepared)
-    except Exception as error:
-        write_json(run / "result.json", _failed(run, str(error)))
+    with Mirroring(run, job.tracking):
+        try:
+            with ProgressLine(run, quiet=quiet):
+                run_training_on(assignment, prepared)
+        except Exception as error:
+            write_json(run / "result.json", _failed(run, str(error)))
+            _leave_report(job, run, quiet)
+            raise
+        finally:
+            shutil.rmtree(run / "scratch", ignore_errors=True)
+            (run / progress.FILE).unlink(missing_ok=True)
         _leave_report(job, run, quiet)
-        raise
-    finally:
-        shutil.rmtree(run / "scratch", ignore_errors=True)
-        (run / progress.FILE).unlink(missing_ok=True)
-    _leave_report(job, run, quiet)
     return run
 
 

@@ -28,7 +28,7 @@ from raynn.progress import ProgressWriter
 from raynn.refit import Refit
 from raynn.shards import Shard
 from raynn.tasks import build_model
-from raynn.tracking import Tracker, TrackingSettings
+from raynn.tracking import Tracker
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def run_training(
     state = _resumed(job, assignment.preprocessing, workers, checkpoints)
     yield from state.history[assignment.told :] if assignment.told is not None else ()
     writes = workers.rank == 0
-    tracker = Tracker(folder, state.history, job.tracking, job.model_dump(mode="json")) if writes else None
+    tracker = Tracker(folder, state.history) if writes else None
     state = yield from _trained(assignment, job, state, shards, workers, tracker, checkpoints)
     state.model.load_state_dict(state.best_weights)
     result = _result(assignment, state, workers)
@@ -101,7 +101,7 @@ def run_training(
         shards, checkpoints = place_refit(), folder / "checkpoints" / "refit"
         job = refit.job(job, shards.train.lanes.steps_per_epoch)
         state = _resumed(job, assignment.preprocessing, workers, checkpoints)
-        figures = Tracker(folder, state.history, TrackingSettings(), {}, "refit.jsonl") if writes else None
+        figures = Tracker(folder, state.history, "refit.jsonl") if writes else None
         state = yield from _trained(assignment, job, state, shards, workers, figures, checkpoints, refit)
         state.model.load_state_dict(state.evaluated.state_dict())
         result["refit"] = _refit_result(state)
@@ -114,7 +114,6 @@ def run_training(
         if "refit" in result:
             result["refit"]["metrics"] |= {k: v for k, v in result["metrics"].items() if k.startswith("test/")}
         write_json(folder / "result.json", result)
-        tracker.finish(result["metrics"])
 
 
 def _resumed(job: Job, preprocessing: Preprocessing, workers: Workers, checkpoints: Path) -> TrainingState:

@@ -25,6 +25,7 @@ from raynn.loop import Record
 from raynn.preparation import LocalDriver, Prepared
 from raynn.shards import Shard, as_arrays, from_arrays
 from raynn.stopping import decide
+from raynn.tasks import build_model, prepare_job, understand_job
 from raynn.training import Assignment, Shards, run_training
 
 POLL_S = 0.2  # between looks at whether a group of workers has failed
@@ -62,7 +63,8 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
     process.
 
     The config has `job` (JSON), `folder` (the trial's run folder), `told` (epochs the search knows of already) and
-    `all` (whether it is measured on the training rows and on the test set in the end).
+    `counts` (whether each record is to say how many parameters the network has, as an objective), `all` (whether the
+    trial is measured on the training rows and on the test set in the end).
     A step's result has `record` (JSON) and `last` (whether the trial's own rule ends it there); at the end, `done`,
     `status` and `reason`.
     """
@@ -86,6 +88,7 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         self.folder = Path(new_config["folder"])
         self.told = int(new_config["told"])
         self.measures_all = bool(new_config["all"])
+        self.counts, self.parameters = bool(new_config["counts"]), 0
         self.history: list[Record] = []
         return True
 
@@ -99,7 +102,8 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
                 self.records = None
                 result = read_result(self.folder)
                 return {"done": True, "status": result["status"], "reason": result["stop_reason"]}
-            return {"record": json.dumps(record), "last": self._is_last(record)}
+            counted = {"parameters": self.parameters} if self.parameters else {}
+            return {"record": json.dumps(record | counted), "last": self._is_last(record)}
         except Exception as error:  # whatever a trial's settings break is that trial's failure, and the search goes on
             self.records = None
             reason = str(error) if isinstance(error, RaynnError) else f"{type(error).__name__}: {error}"
@@ -139,6 +143,9 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
             tests=self.measures_all,
             measures_train=self.measures_all,
         )
+        if self.counts:
+            model = build_model(self.job, assignment.preprocessing)
+            self.parameters = sum(weights.numel() for weights in model.parameters())
         if many:
             return _group(assignment, encoded)
         return _alone(assignment, train, validation, test, self.device)
@@ -200,8 +207,6 @@ def _itself(table: Any) -> Any:
 
 
 def _prepared(job: Job, driver: Any) -> Prepared:
-    from raynn.tasks import prepare_job, understand_job
-
     return prepare_job(job, understand_job(job, Path()), driver)
 
 

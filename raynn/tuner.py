@@ -43,6 +43,7 @@ from raynn.shards import build_shard
 from raynn.splits import TEST
 from raynn.suggestions import suggest
 from raynn.tasks import build_model, checked, prepare_job, understand_job
+from raynn.tracking import Mirroring, check_tracking
 from raynn.trainer import train
 from raynn.training import Shards, save_model
 from raynn.trial import SharedData, preparation_key
@@ -70,6 +71,7 @@ def tune(job: Job, folder: Path | None = None, *, quiet: bool = True, started_at
             "the job has no `search` section: say what to vary, for instance search: {space: regularization}"
         )
     storage = check_storage(job.storage)
+    check_tracking(job.tracking)
     job = job.model_copy(update={"data": located(job.data, folder or Path())})
     assert job.search is not None
     resumed = _resumed(job, storage) if job.resume else None
@@ -119,15 +121,16 @@ class _Search:
         (self.folder / "result.json").unlink(missing_ok=True)
         shutil.rmtree(self.folder / "scratch", ignore_errors=True)
         self.ledger.begin_session()
-        self.pace = self._probed()
-        try:
-            with ProgressWriter(self.folder, self._progress), ProgressLine(self.folder, quiet=self.quiet):
-                run_trials(self.desk, self._shared(), self.slots)
-        finally:
-            shutil.rmtree(self.folder / "scratch", ignore_errors=True)
-            (self.folder / progress.FILE).unlink(missing_ok=True)
-            self._write_trials()
-        return self._concluded()
+        with Mirroring(self.folder, self.job.tracking):
+            self.pace = self._probed()
+            try:
+                with ProgressWriter(self.folder, self._progress), ProgressLine(self.folder, quiet=self.quiet):
+                    run_trials(self.desk, self._shared(), self.slots)
+            finally:
+                shutil.rmtree(self.folder / "scratch", ignore_errors=True)
+                (self.folder / progress.FILE).unlink(missing_ok=True)
+                self._write_trials()
+            return self._concluded()
 
     def _describe(self, run: Path, job: Job) -> None:
         """What a trial's run folder holds before its first step."""

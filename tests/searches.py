@@ -19,6 +19,7 @@ SPACE: dict[str, Any] = {
     "regularization.label_smoothing": {"uniform": [0.0, 0.2]},
     "early_stopping.patience": {"randint": [2, 8]},
     "network.normalization": {"choice": ["none", "batch", "layer"]},
+    "network.hidden": {"choice": [[8], [16, 8]]},
 }
 
 
@@ -38,6 +39,7 @@ def write_search(
             "regularization.label_smoothing": float(smoothing),
             "early_stopping.patience": int(random.integers(2, 9)),
             "network.normalization": str(random.choice(["none", "batch", "layer"])),
+            "network.hidden": [[8], [16, 8]][number % 2],
         }
         top = 0.95 - 0.08 * (math.log10(rate) + 2.3) ** 2 - 0.25 * (dropout - 0.25) ** 2 + random.normal(0, 0.004)
         status = str(random.choice(["finished", "stopped_early", "cut", "failed"], p=[0.2, 0.08, 0.7, 0.02]))

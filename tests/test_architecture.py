@@ -53,6 +53,10 @@ PLAIN = (  # these load neither torch nor ray, not even through what they import
     "sources",
     "folder",
     "tracking",
+    "feeds",
+    "mirrors",
+    "sweeps",
+    "dashboard",
     "columns",
     "tokens",
     "cleaning",
@@ -148,6 +152,8 @@ ORDER = (
     "findings",
     "anatomy",
     "inspection",
+    "gallery",
+    "sync",
     "exhibits",
     "run_report",
     "card",
@@ -163,7 +169,10 @@ ORDER = (
     "cli",
     "__main__",
 )
-ROOMS = {"ray": {"cluster", "data", "worker", "trainer", "trial", "desk", "tuner", "submit"}, "wandb": {"tracking"}}
+ROOMS = {
+    "ray": {"cluster", "data", "worker", "trainer", "trial", "desk", "tuner", "submit"},
+    "wandb": {"sweeps", "dashboard"},
+}
 DRAWERS = {"utils", "util", "common", "base", "helpers", "helper", "manager", "engine", "misc"}
 MAX_LINES = 500
 

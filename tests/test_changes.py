@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from raynn.errors import JobError
 from raynn.job import Job
@@ -66,6 +67,24 @@ def matrices(run: Path) -> list[torch.Tensor]:
         for name, w in tensors.items()
         if name.startswith("state/model/") and "categories" not in name and w.dim() == 2
     ]
+
+
+def test_the_optimizer_steps_with_what_is_in_force(garden: Path, tmp_path: Path) -> None:
+    """Seen inside of every step: rate and decay of the group of weight matrices."""
+    seen: list[tuple[float, float]] = []
+
+    def look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        seen.append((optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["weight_decay"]))
+
+    handle = register_optimizer_step_pre_hook(look)
+    try:
+        train(job(garden, tmp_path, (1, {RATE: 3e-3}), (3, {"regularization.weight_decay": 0.7})))
+    finally:
+        handle.remove()
+    steps = len(seen) // 4
+    before, after = seen[0], (3e-3, seen[0][1])
+    assert before[0] == 1e-2
+    assert seen == [before] * steps + [after] * (2 * steps) + [(3e-3, 0.7)] * steps
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3])

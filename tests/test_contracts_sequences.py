@@ -82,11 +82,12 @@ def test_a_row_alone_needs_no_padding(case: Case) -> None:
 def test_no_token_sees_a_later_one_and_each_sees_all_before(case: Case) -> None:
     model = shaken(build(case, dropout=0.2), spread=0.3).double()
     tokens_BT = torch.arange(2 * (WINDOW + 1)).view(2, -1) % (VOCABULARY - 1) + 1
-    before = model({"tokens": tokens_BT}, keys(2))
+    length_B = torch.full((2,), WINDOW + 1)
+    before = model({"tokens": tokens_BT, "length": length_B}, keys(2))
     for place in range(WINDOW + 1):
         changed = tokens_BT.clone()
         changed[:, place] = changed[:, place] % (VOCABULARY - 1) + 1
-        after = model({"tokens": changed}, keys(2))
+        after = model({"tokens": changed, "length": length_B}, keys(2))
         assert torch.equal(after[:, :place], before[:, :place])
         assert (after[:, place:] != before[:, place:]).any(dim=2).all(), "each later one sees it"
 

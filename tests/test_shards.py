@@ -9,7 +9,7 @@ import torch
 from rows import CPU, arrays, pieces, shard_of, steps_of
 
 from raynn.ragged import Ragged
-from raynn.shards import Arrays, RaggedTensor, build_shard, choose_residence, free_memory_bytes
+from raynn.shards import Arrays, RaggedTensor, as_arrays, build_shard, choose_residence, free_memory_bytes, from_arrays
 
 
 @pytest.mark.parametrize("residence", ["memory", "disk", "auto"])
@@ -131,3 +131,22 @@ def test_free_memory_is_less_than_the_machine_has() -> None:
     meminfo = Path("/proc/meminfo").read_text()
     total = int(re.search(r"MemTotal: +(\d+) kB", meminfo)[1]) * 1024  # type: ignore[index]
     assert 0 < free_memory_bytes() < total
+
+
+def test_what_is_shared_is_read_in_place() -> None:
+    """A shard taken apart and put together again has the same rows, in the same memory."""
+    ragged = Ragged(np.arange(12.0).reshape(6, 2), np.array([0, 2, 2]), np.array([2, 2, 6]))
+    piece: Arrays = {"numeric": np.arange(6, dtype=np.float32).reshape(3, 2), "sequence": ragged}
+    whole = build_shard([piece], 5, 3, folder=Path(), device=CPU, residence="memory")
+    plain = as_arrays(whole)
+    for column in plain[0].values():
+        for array in column if isinstance(column, tuple) else (column,):
+            array.flags.writeable = False  # as in Ray's object store
+    again = from_arrays(plain, CPU)
+    assert (again.first_row, again.num_rows, again.residence) == (5, 3, "memory")
+    rows = torch.tensor([2, 0])
+    for name, x in whole.gathered(rows, CPU).items():
+        assert torch.equal(again.gathered(rows, CPU)[name], x)
+    numeric = again.tensors["numeric"]
+    assert isinstance(numeric, torch.Tensor)
+    assert numeric.data_ptr() == plain[0]["numeric"].ctypes.data

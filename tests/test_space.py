@@ -115,22 +115,17 @@ def test_every_default_range_fits_its_setting(kind: str) -> None:
     written_out = {name: distribution.model_dump(mode="json") for name, distribution in space.axes.items()}
     again = job_with(written_out, kind=kind)  # each value is checked against its setting
     assert set(again.space().axes) == set(space.axes)
-    job.with_settings(space.draw([0.37] * len(space.axes)))
+    random = Random(0)
+    for _ in range(5):
+        job.with_settings(space.draw([random.random() for _ in space.names]))
 
 
-def test_every_default_is_in_one_table() -> None:
-    sections = ["regularization", "early_stopping", "optimization"]
-    names = set(job_with(sections, "task=classification").space().axes)
-    # the job's own optimizer has no momentum, its schedule no plateau
-    assert RANGES.keys() - names == {
-        "optimization.momentum",
-        "optimization.plateau_factor",
-        "optimization.plateau_patience",
-    }
-    assert "early_stopping.patience" in names
+def test_what_has_no_effect_is_not_among_the_defaults() -> None:
+    names = set(job_with("optimization").space().axes)
+    assert names == {"optimization.learning_rate", "optimization.warmup_fraction"}
     others = ("optimization.optimizer=sgd", "optimization.schedule=plateau", "early_stopping.rule=none")
-    names = set(job_with(sections, *others).space().axes)
-    assert RANGES.keys() == {name for name in names if name.startswith("optimization.")}
+    names = set(job_with(["optimization", "early_stopping"], *others).space().axes)
+    assert names == RANGES.keys()
 
 
 @pytest.mark.parametrize("bench", BENCHES.values(), ids=BENCHES.keys())
@@ -207,6 +202,21 @@ def test_a_setting_of_the_network_opens_the_knobs_that_need_it() -> None:
     assert "regularization.stochastic_depth" in job_with("regularization", "network.block=residual").space().names
     space = job_with({"regularization": "default", "network.block": {"choice": ["plain", "residual"]}}).space()
     assert [each.text for each in space.when["regularization.stochastic_depth"]] == ["network.block == 'residual'"]
+
+
+def test_knobs_that_exclude_each_other_are_never_on_together() -> None:
+    space = job_with("regularization", kind="feedforward").space()
+    averages = [f"regularization.{name}" for name in ("ema_decay", "swa_start", "average_last")]
+    random, seen = Random(0), set[str]()
+    for _ in range(100):
+        values = space.draw([random.random() for _ in space.names])
+        on = [name for name in averages if values.get(name) is not None]
+        assert len(on) <= 1
+        seen.update(on)
+    assert seen == set(averages)
+    # the job's own is drawn first, so that the others are on only where it is off
+    names = job_with("regularization", "regularization.swa_start=0.7", kind="feedforward").space().names
+    assert min(averages, key=names.index) == "regularization.swa_start"
 
 
 def test_the_keys_of_a_stopping_rule_are_searched_where_it_rules() -> None:
@@ -367,10 +377,9 @@ def test_what_is_wrong_with_a_search_is_named(search: dict[str, Any], message: s
 def test_a_setting_that_the_network_ignores_is_named() -> None:
     (line,) = error_of({"regularization.horizontal_flip": {"uniform": [0, 0.5]}}, kind="rnn")
     assert line.endswith(
-        "search.space.regularization.horizontal_flip: means nothing here: it changes images, and the features are "
-        "categorical, date, numeric, sequence, text"
+        "search.space.regularization.horizontal_flip: a network of kind 'rnn' reads no image columns, which it changes"
     )
     (line,) = error_of({"regularization.zoneout": {"uniform": [0, 0.5]}})
-    assert line.endswith("means nothing here: it is for network.kind: rnn or lstm, and network.kind = 'cnn'")
+    assert line.endswith("regularization.zoneout: is for network.kind: rnn or lstm, and network.kind = 'cnn'")
     (line,) = error_of({"regularization.label_smoothing": "default"}, "task=regression", kind="feedforward")
-    assert line.endswith("means nothing here: it has no meaning for regression")
+    assert line.endswith("has no meaning for regression")

@@ -64,6 +64,7 @@ def test_the_corpus_does_not_depend_on_the_driver(
         assert windows_of(there, fetch) == expected
 
 
+@pytest.mark.slow
 def test_losses_of_a_language_model_do_not_depend_on_the_workers(
     texts: Path, ray_cluster: None, tmp_path: Path
 ) -> None:

@@ -53,6 +53,7 @@ def test_driver_killed_and_resumed(tmp_path: Path) -> None:
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_a_run_begun_here_is_resumed_by_two_workers(
     ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -74,8 +74,9 @@ def local(table: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
 
 
 # a run on Ray takes 10 to 20 s here: where what is particular to a network was seen with two workers, the rest is slow
+QUICK = (("feedforward", 1), ("cnn", 3), ("lstm", 2))
 CASES = [
-    pytest.param(kind, workers, marks=pytest.mark.slow if kind == "lstm" and workers != 2 else ())
+    pytest.param(kind, workers, marks=() if (kind, workers) in QUICK else pytest.mark.slow)
     for kind in NETWORKS
     for workers in (1, 2, 3)
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -94,15 +96,21 @@ def test_what_a_search_finds_can_be_trained_again(ray_cluster: None, tmp_path: P
 
 
 def test_trials_of_several_workers_are_cut_and_free_what_they_held(ray_cluster: None, tmp_path: Path) -> None:
-    """Without a dashboard, where a trial ended by killing it would hold its workers' resources for ever."""
+    """Without a dashboard, where a trial ended by killing would hold its workers' resources for ever. The second trial
+    learns next to nothing and is cut after its first epoch; the third could not run were its workers still held.
+    """
     scheduler = {"kind": "asha", "grace_period": 1, "reduction_factor": 2}
-    of_two = {"workers": 2}
-    search = tune(job(tmp_path, {"trials": 3, "scheduler": scheduler}, resources=of_two))
+    space = {RATE: {"choice": [3e-3, 1e-7, 1e-8]}}
+    searched = {"trials": 3, "algorithm": "grid", "first": "none", "space": space, "concurrent_trials": 1}
+    optimization = {"global_batch_size": 64, "max_epochs": 2, "learning_rate": 3e-3}
+    search = tune(
+        job(tmp_path, searched | {"scheduler": scheduler}, resources={"workers": 2}, optimization=optimization)
+    )
     trials = Ledger(search / "search.jsonl").trials
-    assert [trial.status for trial in trials].count("cut") >= 1
+    assert [trial.status for trial in trials] == ["finished", "cut", "cut"]
     assert all(trial.epochs == len(records_of(search / "trials" / f"{trial.number:04d}")) for trial in trials)
     assert all_is_free(4)
-    alone = tune(job(tmp_path / "alone", {"trials": 1, "scheduler": "none"}))
+    alone = tune(job(tmp_path / "alone", {"trials": 1, "scheduler": "none"}, optimization=optimization))
     expected = [record["val/loss"] for record in records_of(alone / "trials" / "0000")]
     found = [record["val/loss"] for record in trials[0].records]
     assert found == pytest.approx(expected[: len(found)], rel=1e-5)
@@ -134,3 +142,56 @@ def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(ray_cluster: None
     assert "the training loss stopped being finite at step" in failed["reason"]
     assert result_of(search / failed["run"])["status"] == "failed"
     assert result_of(search)["trials"]["failed"] == 1
+
+
+def test_the_best_is_repeated_and_trained_once_more_on_all_rows(ray_cluster: None, tmp_path: Path) -> None:
+    """Several objectives, repetitions with other seeds, and a winner trained on training and validation rows."""
+    search = {
+        "trials": 3,
+        "scheduler": "none",
+        "objectives": [{"metric": "val/accuracy"}, {"metric": "parameters"}],
+        "repeats": {"top": 1, "seeds": 2},
+        "winner": "retrained",
+    }
+    folder = tune(job(tmp_path, search))
+    result, trials = result_of(folder), Ledger(folder / "search.jsonl").trials
+    again = [trial for trial in trials if trial.origin == "repeat"]
+    assert [trial.settings["optimization.seed"] for trial in again] == [1, 2]
+    assert result["repeats"][0]["number"] == result["best"]["number"] == again[0].notes["of"]
+    assert len(result["repeats"][0]["values"]) == 3
+    assert result["objectives"][1] == {"metric": "val/accuracy", "direction": "max"}
+    assert result["best"]["number"] in result["pareto_front"]
+    parameters = result_of(folder / "trials" / "0000")["parameters"]
+    assert {record["parameters"] for trial in trials for record in trial.records} == {parameters}
+    retrained = result_of(folder / "winner")
+    assert retrained["refit"]["steps"] > 0
+    assert result["metrics"]["test/accuracy"] == retrained["metrics"]["test/accuracy"]
+    # a repetition is the job with another seed, its own division of the rows included
+    alone = train(Job.load(folder / "trials" / "0003" / "job.yaml", [f"storage={tmp_path}", "name=alone"]))
+    assert [clocks_aside(r) for r in records_of(alone)] == [
+        clocks_aside(r) for r in records_of(folder / "trials" / "0003")
+    ]
+
+
+@pytest.mark.slow
+def test_with_a_dashboard_too_nothing_stays_reserved(tmp_path: Path) -> None:
+    """Trials of two workers that are cut, in a process of its own with Ray's dashboard."""
+    scheduler = {"kind": "asha", "grace_period": 1, "reduction_factor": 2}
+    path = tmp_path / "job.yaml"
+    path.write_text(job(tmp_path, {"trials": 3, "scheduler": scheduler}, resources={"workers": 2}).to_yaml())
+    script = f"""
+import time, ray
+from raynn.job import Job
+from raynn.tuner import tune
+ray.init(num_cpus=4, include_dashboard=True, log_to_driver=False)
+tune(Job.load({str(path)!r}))
+for _ in range(100):
+    groups = [g for g in ray.util.placement_group_table().values() if g["state"] != "REMOVED"]
+    if not groups and ray.available_resources().get("CPU") == 4:
+        print("all is free")
+        break
+    time.sleep(0.1)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=280)
+    assert "all is free" in done.stdout, done.stderr
+    assert "cut" in {trial.status for trial in Ledger(tmp_path / "digits" / "search.jsonl").trials}

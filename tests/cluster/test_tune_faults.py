@@ -27,7 +27,7 @@ JOB: dict[str, Any] = {
     "optimization": {"global_batch_size": 64, "max_epochs": 8, "learning_rate": 3e-3},
     "early_stopping": {"patience": 3},
     "search": {
-        "trials": 8,
+        "trials": 7,
         "algorithm": "optuna",
         "scheduler": {"kind": "asha", "grace_period": 2, "reduction_factor": 2},
         "concurrent_trials": 1,
@@ -39,11 +39,11 @@ JOB: dict[str, Any] = {
 }
 
 
-def searched(folder: Path, kills: int, random: random.Random) -> Ledger:
+def searched(folder: Path, kills: int, random: random.Random, job: dict[str, Any] | None = None) -> Ledger:
     """Runs `raynn tune` in a process of its own, killing it `kills` times at random moments of its work."""
     folder.mkdir()
     job_file = folder / "job.yaml"
-    job_file.write_text(Job.from_dict(JOB | {"storage": str(folder)}).to_yaml())
+    job_file.write_text(Job.from_dict((job or JOB) | {"storage": str(folder)}).to_yaml())
     command = [sys.executable, "-m", "raynn", "tune", str(job_file), "--quiet"]
     journal = folder / "digits" / "search.jsonl"
     for _ in range(kills):
@@ -95,8 +95,31 @@ def summary(ledger: Ledger) -> list[Any]:
 def test_killed_and_resumed_it_ends_with_the_same_trials(tmp_path: Path) -> None:
     undisturbed = searched(tmp_path / "undisturbed", 0, random.Random(0))
     assert {trial.status for trial in undisturbed.trials} >= {"cut"}
-    killed = searched(tmp_path / "killed", 2, random.Random(int(time.time())))
+    killed = searched(tmp_path / "killed", 1, random.Random(int(time.time())))
     assert summary(killed) == summary(undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("scheduler", "concurrent"),
+    [
+        ({"kind": "asha_promote", "grace_period": 2, "reduction_factor": 2}, 1),
+        ({"kind": "pbt", "interval": 2, "quantile_fraction": 0.3}, 2),
+        ({"kind": "pb2", "interval": 3, "quantile_fraction": 0.3}, 1),
+    ],
+    ids=["asha_promote", "pbt", "pb2"],
+)
+def test_trials_that_pause_are_killed_and_resumed(tmp_path: Path, scheduler: dict[str, Any], concurrent: int) -> None:
+    """Those that wait when the search is killed go on in another process, and populations from the donor's weights;
+    generations do not depend on how many run at a time.
+    """
+    search = JOB["search"] | {"scheduler": scheduler, "algorithm": "random", "concurrent_trials": concurrent}
+    job = JOB | {"search": search, "early_stopping": {"rule": "none"}}
+    undisturbed = searched(tmp_path / "undisturbed", 0, random.Random(0), job)
+    for attempt in range(2):
+        killed = searched(tmp_path / f"killed-{attempt}", 2, random.Random(attempt), job)
+        assert summary(killed) == summary(undisturbed), f"attempt {attempt}"
 
 
 @pytest.mark.slow
