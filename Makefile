@@ -6,11 +6,12 @@ PYTHON ?= $(shell python3.11 $(suits) && echo python3.11 || echo python3)
 
 run := digits-cnn-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: help train test check clean
+.PHONY: help train test pictures check clean
 
 help:
 	@echo 'make train   train, evaluate and use a CNN on images of digits'
 	@echo 'make test    the tests'
+	@echo 'make pictures the pictures of the README'
 	@echo 'make check   lint, format, types'
 	@echo 'make clean   remove the environment and the caches, not the runs'
 
@@ -25,6 +26,13 @@ train: .venv/.installed
 test: .venv/.installed
 	.venv/bin/pytest -n 2 -m 'not cluster and not slow and not gpu'
 	.venv/bin/pytest -m 'cluster and not slow and not gpu'
+
+# The reports of made-up runs and of a made-up search, opened in Chromium; the tops of two of them are in the README.
+pictures: .venv/.installed
+	RAYNN_SCREENSHOTS=$(CURDIR)/build/pictures .venv/bin/pytest -m 'browser and not slow'
+	@.venv/bin/python -c 'from PIL import Image; \
+		[Image.open(f"build/pictures/{page}-1280.png").convert("RGB").crop((0, 0, 1280, 1500)).quantize(64) \
+		.save(f"docs/pictures/{name}.png", optimize=True) for page, name in (("search", "search"), ("pets", "run"))]'
 
 check: .venv/.installed
 	.venv/bin/ruff check .

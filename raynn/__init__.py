@@ -27,6 +27,8 @@ data, worker, trainer, trial, desk and tuner, `wandb` in sweeps and dashboard.
     pareto.py          trials under several objectives
     knobs.py           what a knob is, and where one means nothing
     regularization.py  every knob against overfitting, in one table for all networks
+    ablation.py        what a study of regularizers compares, and what it says
+    costs.py           what each regularizer costs a step, as measured
     rules.py           what each stopping rule says of a curve
     stopping.py        when to stop: a decision over the history
     director.py        what a search does next: a function of its ledger
@@ -68,6 +70,7 @@ data, worker, trainer, trial, desk and tuner, `wandb` in sweeps and dashboard.
     importance.py      which settings of a search mattered, and how sure that is
     trial_table.py     the trials of a search, read from its folder
     search_report.py   the report of a search
+    study_report.py    the report of a study
     watch.py           a run or search seen in the terminal while it goes on
     randomness.py      random numbers as a function of seed, epoch, row and place
     collectives.py     what the workers of one run do together
@@ -128,6 +131,7 @@ data, worker, trainer, trial, desk and tuner, `wandb` in sweeps and dashboard.
     trial.py           what a Tune actor runs, one trial after another
     desk.py            where Ray Tune meets the director
     tuner.py           many jobs: a search, from its job file to a model
+    studies.py         what each regularizer is worth: an ablation over seeds
     check.py           what a machine, a job and raynn itself hold, said before training
     cli.py             the commands
 """
@@ -151,6 +155,7 @@ if TYPE_CHECKING:
     from raynn.job import Job
     from raynn.prediction import predict
     from raynn.run import evaluate, open_run
+    from raynn.studies import study
     from raynn.trainer import train
     from raynn.tuner import tune
 
@@ -169,6 +174,7 @@ __all__ = [
     "evaluate",
     "open_run",
     "predict",
+    "study",
     "train",
     "tune",
 ]
@@ -179,6 +185,7 @@ _HOMES = {
     "evaluate": "raynn.run",
     "open_run": "raynn.run",
     "predict": "raynn.prediction",
+    "study": "raynn.studies",
     "train": "raynn.trainer",
     "tune": "raynn.tuner",
 }

@@ -217,6 +217,7 @@ def bars(
     *,
     low: Sequence[float] | None = None,
     high: Sequence[float] | None = None,
+    ends: tuple[str, str] = ("10 %", "90 %"),
     color: str = "var(--train)",
     note: str = "",
     log: bool = False,
@@ -230,7 +231,7 @@ def bars(
         intervals = [[i, short(a), short(b)] for i, (a, b) in enumerate(zip(low, high, strict=True))]
         series.append({"type": "custom", "renderItem": "fn:interval", "data": intervals, "z": 5, "silent": True})
         series[-1]["encode"] = {"x": [1, 2], "y": 0}
-        header = (*header, "10 %", "90 %")  # type: ignore[assignment]
+        header = (*header, *ends)  # type: ignore[assignment]
         rows = [(*row, short(a), short(b)) for row, a, b in zip(rows, low, high, strict=True)]  # type: ignore[misc]
     option = {
         "grid": {"left": left, "right": 24, "top": 8, "bottom": 40},

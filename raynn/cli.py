@@ -127,13 +127,12 @@ def tune(options: argparse.Namespace) -> tuple[Answer, str]:
     result = read_result(folder)
     shown, best = _shown_path(folder), result["best"]
     said, upload = _mirrored(folder, job)
-    trials = ", ".join(f"{number} {status.replace('_', ' ')}" for status, number in result["trials"].items() if number)
     settings = ", ".join(
         f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}"
         for name, value in best["settings"].items()
     )
     lines = [
-        f"{sum(result['trials'].values())} trials: {trials}; {result['stop_reason']}",
+        f"{sum(result['trials'].values())} trials: {_trials(result)}; {result['stop_reason']}",
         f"best is trial {best['number']}: {settings or 'the job as it is'}",
         _metrics_line(best["metrics"]),
         *_luck_lines(result),
@@ -177,6 +176,43 @@ def sync(options: argparse.Namespace) -> tuple[Answer, str]:
     lines = [f"W&B: {state[key]}" for key in ("url", "view", "view_problem") if state.get(key)]
     sent = f"{state.get('sent', 0)} of {state.get('runs', 0)} runs are in W&B whole"
     return {"run": options.run} | state, "\n".join([*lines, f"{options.run}; {sent}"])
+
+
+def study(options: argparse.Namespace) -> tuple[Answer, str]:
+    """What each regularizer is worth: an ablation over seeds."""
+    from raynn.folder import finite, read_result
+    from raynn.job import Job
+    from raynn.studies import study as study_job
+    from raynn.studies import table_of
+
+    job = Job.load(options.job, options.overrides)
+    try:
+        folder = study_job(job, Path(options.job).parent, quiet=options.quiet, started_at=STARTED_AT)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_resume_command(options, job)) from None
+    result, arms, shown = read_result(folder), table_of(folder), _shown_path(folder)
+    width = max(len(arm["arm"]) for arm in arms)
+    lines = [
+        f"{result['metric']} over {result['seeds']} seeds, 95 % intervals of paired differences; {_trials(result)}"
+    ]
+    for arm in arms:
+        parts = [f"{arm['arm']:<{width}}  {_with_interval(arm['test'])}"]
+        parts += [f"{key.replace('_', ' ')} {_with_interval(arm[key])}" for key in ("gain", "gap") if arm[key]]
+        lines.append("  ".join(parts))
+    lines.append(f"{shown}; next: open {shown}/report.html")
+    return finite(result | {"run": str(folder), "arms": arms}), "\n".join(lines)
+
+
+def _trials(result: Mapping[str, Any]) -> str:
+    return ", ".join(f"{number} {status.replace('_', ' ')}" for status, number in result["trials"].items() if number)
+
+
+def _with_interval(estimate: Mapping[str, Any] | None) -> str:
+    if estimate is None:
+        return "none"
+    if estimate["low"] is None:
+        return f"{estimate['mean']:.4g}"
+    return f"{estimate['mean']:.4g} [{estimate['low']:.4g}, {estimate['high']:.4g}]"
 
 
 def _luck_lines(result: Mapping[str, Any]) -> list[str]:
@@ -291,6 +327,11 @@ def list_all(options: argparse.Namespace) -> tuple[Answer, str]:
     """Networks, regularizers, stopping rules, catalogue data sets."""
     from raynn.check import catalogue
 
+    if options.cost:
+        from raynn.costs import lines_of, measurements
+
+        found = measurements()
+        return {"cost": found}, "\n\n".join("\n".join(lines_of(each)) for each in found)
     answer = catalogue()
     blocks = []
     for title, entries in answer.items():
@@ -353,6 +394,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("tune", tune)
     sub.add_argument("job", metavar="JOB.yaml")
     sub.add_argument("overrides", nargs="*", metavar="dotted.key=value")
+    sub = add("study", study)
+    sub.add_argument("job", metavar="JOB.yaml")
+    sub.add_argument("overrides", nargs="*", metavar="dotted.key=value")
     sub = add("evaluate", evaluate)
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("data", nargs="?", metavar="DATA", help="a source; default: the job's test set")
@@ -403,5 +447,6 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("job", nargs="?", metavar="JOB.yaml")
     sub.add_argument("overrides", nargs="*", metavar="dotted.key=value")
     add("schema", schema)
-    add("list", list_all)
+    sub = add("list", list_all)
+    sub.add_argument("--cost", action="store_true", help="what each regularizer costs a step, as measured")
     return parser

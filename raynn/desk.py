@@ -11,8 +11,9 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import ray
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
@@ -21,6 +22,7 @@ from raynn.director import Director
 from raynn.errors import JobError, ResourceError
 from raynn.job import ChangeSettings, Job
 from raynn.ledger import Trial
+from raynn.resources import ResourcesSettings
 from raynn.trial import SharedData, TrialActor
 
 TRIALS = "trials"
@@ -46,14 +48,13 @@ class Slots:
     threads: int  # of one-worker trials
 
 
-def slots_for(job: Job, available: Mapping[str, float]) -> Slots:
-    """As many trials at a time as the cluster holds, or as `search.concurrent_trials` says.
+def slots_for(resources: ResourcesSettings, asked: int | Literal["auto"], trials: int, by: str = "search") -> Slots:
+    """As many of the trials at a time as the cluster holds, or as `concurrent_trials`, in the section `by`, asks for.
 
     Raises:
         ResourceError: not even one fits, or fewer than asked for.
     """
-    assert job.search is not None
-    resources = job.resources
+    available: Mapping[str, float] = ray.cluster_resources()
     cpus, gpus = float(resources.cpus_per_worker or 1), resources.gpus_per_worker
     if gpus == "auto":
         gpus = 1.0 if available.get("GPU", 0) >= resources.workers else 0.0
@@ -62,7 +63,6 @@ def slots_for(job: Job, available: Mapping[str, float]) -> Slots:
         # a GPU is shared by whole trials: of 0.4 of one, two fit
         shares = available.get("GPU", 0) * (int(1 / gpus) if gpus < 1 else 1 / gpus)
         room = min(room, shares / resources.workers)
-    asked = job.search.concurrent_trials
     most = int(room + 1e-9)
     if most < 1 or (asked != "auto" and asked > most):
         wanted = 1 if asked == "auto" else asked
@@ -70,10 +70,10 @@ def slots_for(job: Job, available: Mapping[str, float]) -> Slots:
             f"{wanted} trial{'s' if wanted > 1 else ''} at a time with resources.workers = {resources.workers}, "
             f"cpus_per_worker = {cpus:g} and {gpus:g} GPUs a worker need more than the cluster's "
             f"{available.get('CPU', 0):g} CPUs and {available.get('GPU', 0):g} GPUs; use fewer workers, fewer "
-            "search.concurrent_trials, or a larger cluster"
+            f"{by}.concurrent_trials, or a larger cluster"
         )
     concurrent = most if asked == "auto" else asked
-    concurrent = min(concurrent, job.search.trials)
+    concurrent = min(concurrent, trials)
     threads = int(resources.cpus_per_worker or max(1, (os.cpu_count() or 1) // concurrent))
     return Slots(cpus, gpus, concurrent, threads)
 
@@ -86,6 +86,7 @@ class Desk:
     folder: Path  # of the search
     job: Job
     describe: Callable[[Path, Job], None]  # writes what a run folder holds before the first step
+    measures_all: bool = False  # each trial in the end on the training rows and on the test set, too
     waiting: Trial | None = None  # to be run next
     of_tune: dict[int, Any] = field(default_factory=dict)  # Tune's trials by number
 
@@ -120,10 +121,11 @@ class Desk:
     def config(self, trial: Trial) -> dict[str, Any]:
         """What the trial's actor is told."""
         job = self.job_of(trial).model_dump_json()
-        assert self.job.search is not None
-        counts = any(each.metric == "parameters" for each in self.job.search.all_objectives)
+        counts = False
+        if self.job.search is not None:
+            counts = any(each.metric == "parameters" for each in self.job.search.all_objectives)
         told = {"folder": str(self.run_folder(trial)), "told": trial.epochs, "counts": counts}
-        return {"number": trial.number, "job": job, **told}
+        return {"number": trial.number, "job": job, "all": self.measures_all, **told}
 
     def _prepare(self, trial: Trial) -> None:
         run, job = self.run_folder(trial), self.job_of(trial)

@@ -42,6 +42,7 @@ class Director:
 
     Args:
         metric: what trials are compared by, and which way it is better.
+        settle: what becomes of settings that a scheduler has changed, before a trial goes on with them.
     """
 
     def __init__(
@@ -53,9 +54,11 @@ class Director:
         metric: str,
         direction: Direction,
         repeats: Repeats | None = None,
+        settle: Callable[[Values], Values] = dict,
     ) -> None:
         self.ledger, self.suggest, self.scheduler, self.limits = ledger, suggest, scheduler, limits
         self.metric, self.direction, self.repeats = metric, direction, repeats or Repeats()
+        self.settle = settle
         self.exhausted = False  # the algorithm has nothing left to suggest
         self.over = False
         # begun in an earlier session, which ended without a word: they go first, in their order
@@ -134,7 +137,7 @@ class Director:
         if resume is not None:
             trial = self.trials[resume.number]
             if resume.donor is not None:
-                self.ledger.exploit(trial, self.trials[resume.donor], resume.settings or {})
+                self.ledger.exploit(trial, self.trials[resume.donor], self.settle(resume.settings or {}))
             self.ledger.become(trial, "running", resume.reason)
             return trial
         if more and self.scheduler.wants_new(self.searched):

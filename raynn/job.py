@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path as FilePath
 from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, Field, JsonValue
 
+from raynn.ablation import StudySettings, study_problems
 from raynn.errors import JobError
 from raynn.jobfile import Document, dump
 from raynn.lanes import MAX_LANES, lane_count
@@ -31,7 +32,7 @@ from raynn.stopping import EarlyStoppingSettings, monitors, rule_problems, unuse
 from raynn.tracking import TrackingSettings
 
 # Sections and keys that say where and how a job runs, not what comes out.
-NOT_THE_RESULT = ("name", "resources", "tracking", "report", "storage", "resume", "search")
+NOT_THE_RESULT = ("name", "resources", "tracking", "report", "storage", "resume", "search", "study")
 
 # What a search may not vary, and why; of a whole section, or of one key.
 _SAME_ROWS = "every trial is scored on the same rows and the same target"
@@ -87,6 +88,7 @@ class Job(Settings):
     ] = False
     resources: ResourcesSettings = ResourcesSettings()
     search: SearchSettings | None = None
+    study: StudySettings | None = None
     changes: Annotated[
         tuple[ChangeSettings, ...], Field(description="settings that change during training, as a search found them")
     ] = ()
@@ -133,12 +135,12 @@ class Job(Settings):
         return job
 
     def with_settings(self, settings: Mapping[str, JsonValue]) -> Job:
-        """The job with these values at their dotted paths, and without a search.
+        """The job with these values at their dotted paths, and without a search or study.
 
         Raises:
             JobError: what no longer fits, a line each.
         """
-        tree = self.model_dump(mode="json", exclude={"search"})
+        tree = self.model_dump(mode="json", exclude={"search", "study"})
         for name, value in settings.items():
             path = split(Job, name)
             _value_at(tree, path[:-1])[path[-1]] = value
@@ -156,14 +158,15 @@ class Job(Settings):
                 changed |= change.settings
         return self.with_settings(changed) if changed else self
 
-    def space(self, columns: Iterable[str] | None = None) -> Space:
+    def space(self, columns: Collection[str] | None = None, any_length: bool = False) -> Space:
         """What the job's search varies.
 
         Args:
             columns: kinds of the features; None where they are not known yet, and all may be there.
+            any_length: sequences among the features differ in length.
         """
         assert self.search is not None, "the job has no search"
-        return Space.of(self.search, self.model_dump(mode="json", exclude={"search"}), columns)
+        return Space.of(self.search, self.model_dump(mode="json", exclude={"search"}), columns, any_length)
 
     def to_yaml(self) -> str:
         """The job fully resolved, defaults written out: `load` gives the same job back."""
@@ -188,7 +191,13 @@ def differences(a: Job, b: Job) -> list[str]:
 
 def cross_check(job: Job) -> list[tuple[str, str]]:
     """What does not fit together although each value is valid: (dotted path, message) of each problem."""
-    return [*((path, message) for path, message, _ in _relations(job)), *_change_problems(job), *_search_problems(job)]
+    return [*((path, message) for path, message, _ in _relations(job)), *_rest(job)]
+
+
+def _rest(job: Job) -> Iterator[tuple[str, str]]:
+    yield from _change_problems(job)
+    yield from _search_problems(job)
+    yield from study_problems(job.study, job.task) if job.study else ()
 
 
 def may_change(name: str) -> bool:

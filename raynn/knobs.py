@@ -138,25 +138,29 @@ class KnobSpec:
 
         `settings` are those of the network; without them a knob that asks for one of them is not defined.
         """
-        knob, kinds = self.knob, set(columns)
-        remedy = f"set it to {_written(self.off)}"
-        if task not in knob.tasks:
-            return f" has no meaning for {task}; {remedy}"
-        if knob.networks and network not in knob.networks:
-            return f" is for network.kind: {' or '.join(knob.networks)}, and network.kind = {network!r}; {remedy}"
-        for key, value in knob.networks.get(network, {}).items():
-            found = getattr(settings, key, None)
-            if found != value:
+        if reason := self.undefined(network, task, columns, any_length):
+            return f"{reason}; set it to {_written(self.off)}"
+        for key, value in self.knob.networks.get(network, {}).items():
+            if getattr(settings, key, None) != value:
                 needed = str(value).lower() if isinstance(value, bool) else value
                 return f" needs network.{key}: {needed}; set that, or leave it out"
+        return None
+
+    def undefined(self, network: str, task: Task, columns: Iterable[str], any_length: bool = False) -> str | None:
+        """The same without the way out, whatever the network's settings."""
+        knob, kinds = self.knob, set(columns)
+        if task not in knob.tasks:
+            return f" has no meaning for {task}"
+        if knob.networks and network not in knob.networks:
+            return f" is for network.kind: {' or '.join(knob.networks)}, and network.kind = {network!r}"
         shown = ", ".join(sorted(kinds)) or "none"
         if knob.needs and not kinds & set(knob.needs):
-            return f" changes {' or '.join(f'{kind}s' for kind in knob.needs)}, and the features are {shown}; {remedy}"
+            return f" changes {' or '.join(f'{kind}s' for kind in knob.needs)}, and the features are {shown}"
         if kinds - set(knob.only):
             outside = " and ".join(sorted(kinds - set(knob.only)))
-            return f" is defined for {', '.join(knob.only)} columns, and the features have {outside}; {remedy}"
+            return f" is defined for {', '.join(knob.only)} columns, and the features have {outside}"
         if knob.one_length and any_length:
-            return f" needs sequences of one length, and their lengths differ; {remedy}"
+            return " needs sequences of one length, and their lengths differ"
         return None
 
 

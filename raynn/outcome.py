@@ -105,9 +105,10 @@ def best_job_text(job: Job, found: Mapping[str, JsonValue], about: str) -> str:
     """A job file that trains with the found settings: what differs from the defaults, and no search. `about` goes into
     its first lines.
     """
-    plain = job.model_dump(mode="json", exclude={"search", "resume", "name"})
+    left_out = {"search", "study", "resume", "name"}
+    plain = job.model_dump(mode="json", exclude=left_out)
     start = {"data": plain["data"], "network": {"kind": plain["network"]["kind"]}}
-    bare = Job.from_dict(start).model_dump(mode="json", exclude={"search", "resume", "name"})
+    bare = Job.from_dict(start).model_dump(mode="json", exclude=left_out)
     tree = _differing(plain, bare, tuple(found), "")
     tree["network"] = {"kind": plain["network"]["kind"]} | tree.get("network", {})
     data_bare = type(job.data).model_construct(train=()).model_dump(mode="json")

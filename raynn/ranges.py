@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from raynn.distributions import (
@@ -15,13 +15,12 @@ from raynn.distributions import (
 )
 from raynn.knobs import KnobSpec
 from raynn.networks import NETWORKS
-from raynn.problems import show
 from raynn.regularization import knob_specs
 from raynn.rules import RULES, SECTION_KEYS
 
 SECTIONS = ("regularization", "optimization", "early_stopping")
 
-# Of `regularization` the table of knobs says it, of `early_stopping` that of rules.
+# Beside these: the knobs of raynn.regularization and the rules of raynn.rules, whose tables say what is drawn.
 RANGES: dict[str, DistributionSettings] = {
     "optimization.learning_rate": LoguniformSettings(loguniform=(1e-4, 3e-2)),
     "optimization.momentum": UniformSettings(uniform=(0.5, 0.99)),
@@ -39,35 +38,65 @@ _REACHED_WHEN: dict[str, str] = {
 
 
 def default_ranges(
-    name: str, tree: Mapping[str, Any], columns: Iterable[str] | None = None
+    name: str, tree: Mapping[str, Any], columns: Collection[str] | None = None, any_length: bool = False
 ) -> dict[str, DistributionSettings]:
     """The usual ranges of a section's settings that mean something, or of the one setting, by dotted path.
 
     Args:
         tree: the job, plain; its network and task say what applies.
         columns: kinds of the features; None where they are not known yet.
+        any_length: sequences among the features differ in length.
     """
-    ranges = _of_regularization(tree, columns) | RANGES | _of_stopping(tree)
-    if name in SECTIONS:
-        return {path: each for path, each in ranges.items() if path.startswith(f"{name}.")}
-    section, _, key = name.partition(".")
-    if section == "regularization" and key in knob_specs() and (each := knob_specs()[key].search_with_off) is not None:
-        return {name: each}
-    return {name: ranges[name]} if name in ranges else {}
+    ranges = {**_of_regularization(tree), **RANGES, **_of_stopping(tree)}
+    return {
+        path: distribution
+        for path, distribution in ranges.items()
+        if path == name or (path.startswith(f"{name}.") and why_ignored(path, tree, columns, any_length) is None)
+    }
 
 
-def reached_when(path: str) -> str | None:
-    """The expression without which a setting has no effect, whatever its value; None where there is none."""
+def reached_when(path: str, tree: Mapping[str, Any]) -> tuple[str, ...]:
+    """The expressions without each of which a setting of a job has no effect, or may not be on, whatever its value."""
     section, _, key = path.partition(".")
-    if section == "regularization" and key in knob_specs():
-        return _knob_reached_when(knob_specs()[key])
+    if spec := _knob(path):
+        return tuple(_knob_reached_when(spec, tree))
     if section != "early_stopping":
-        return _REACHED_WHEN.get(path)
+        return (_REACHED_WHEN[path],) if path in _REACHED_WHEN else ()
     if rules := [rule for rule, spec in RULES.items() if key in spec.keys]:
-        return f"early_stopping.rule in {rules}"
+        return (f"early_stopping.rule in {rules}",)
     if key == "factor":
-        return "early_stopping.reductions > 0"
-    return "early_stopping.rule != 'none'" if key in SECTION_KEYS else None
+        return ("early_stopping.reductions > 0",)
+    return ("early_stopping.rule != 'none'",) if key in SECTION_KEYS else ()
+
+
+def why_ignored(
+    path: str, tree: Mapping[str, Any], columns: Collection[str] | None = None, any_length: bool = False
+) -> str | None:
+    """Why a setting means nothing in a job, whatever its value; None where it may mean something.
+
+    What depends on settings that may be searched as well is in `reached_when`.
+    """
+    spec = _knob(path)
+    if spec is None:
+        return None
+    kind, needs = tree["network"]["kind"], spec.knob.needs
+    network, task = NETWORKS[kind], tree.get("task")
+    if needs and not set(needs) & set(network.inputs):
+        return f"a network of kind {kind!r} reads no {' or '.join(needs)} columns, which it changes"
+    kinds = needs[:1] if columns is None else columns
+    reasons = [spec.undefined(kind, each, kinds, any_length) for each in ([task] if task else network.tasks)]
+    told = [reason for reason in reasons if reason is not None]
+    return told[0].strip() if len(told) == len(reasons) else None
+
+
+def _of_regularization(tree: Mapping[str, Any]) -> dict[str, DistributionSettings]:
+    """The ranges of all knobs: each may be off, but one without which another that is on in the job means nothing."""
+    needed = {spec.knob.when for spec in knob_specs().values() if _is_on(spec, tree)}
+    found = {
+        f"regularization.{name}": spec.search if name in needed else spec.search_with_off
+        for name, spec in knob_specs().items()
+    }
+    return {path: distribution for path, distribution in found.items() if distribution is not None}
 
 
 def _of_stopping(tree: Mapping[str, Any]) -> dict[str, DistributionSettings]:
@@ -76,47 +105,30 @@ def _of_stopping(tree: Mapping[str, Any]) -> dict[str, DistributionSettings]:
     return {f"early_stopping.{key}": distribution for key, distribution in keys.items() if distribution is not None}
 
 
-def _of_regularization(tree: Mapping[str, Any], columns: Iterable[str] | None) -> dict[str, DistributionSettings]:
-    """The ranges of the knobs that are defined for the job. Where one of a group is on in the job itself, the others,
-    beside which it could not stand, are left alone.
-    """
-    own, specs = tree.get("regularization", {}), knob_specs()
-    busy = {spec.knob.group: name for name, spec in specs.items() if spec.knob.group and spec.is_on(own.get(name))}
-    found = {}
-    for name, spec in specs.items():
-        distribution = spec.search_with_off
-        if distribution is None or busy.get(spec.knob.group, name) != name:
-            continue
-        differ = columns is None or "sequence" in columns  # sequences, in length: they may
-        if why_ignored(f"regularization.{name}", tree, columns) is None and not (spec.knob.one_length and differ):
-            found[f"regularization.{name}"] = distribution
-    return found
+def _knob(path: str) -> KnobSpec | None:
+    section, _, name = path.partition(".")
+    return knob_specs().get(name) if section == "regularization" else None
 
 
-def _knob_reached_when(spec: KnobSpec) -> str | None:
-    """A knob that changes another is drawn where that is on, and one of a group where those before it are off."""
+def _knob_reached_when(spec: KnobSpec, tree: Mapping[str, Any]) -> Iterator[str]:
+    """The settings of the network that a knob needs; its partner on; those before it in its group off."""
+    for key, value in spec.knob.networks.get(tree["network"]["kind"], {}).items():
+        yield f"network.{key} == {_written(value)}"
     specs = knob_specs()
-    before = list(specs)[: list(specs).index(spec.name)]
-    texts = [f"regularization.{spec.knob.when} != {show(specs[spec.knob.when].off)}"] if spec.knob.when else []
+    if partner := spec.knob.when:
+        yield f"regularization.{partner} != {_written(specs[partner].off)}"
     if spec.knob.group:
-        others = [name for name in before if specs[name].knob.group == spec.knob.group]
-        texts += [f"regularization.{name} == {show(specs[name].off)}" for name in others]
-    return " and ".join(texts) or None
+        # The one that is on in the job is the first to be drawn: of others, what is not drawn is off in the job too.
+        members = [other for other in specs.values() if other.knob.group == spec.knob.group]
+        members.sort(key=lambda other: not _is_on(other, tree))
+        for other in members[: members.index(spec)]:
+            yield f"regularization.{other.name} == {_written(other.off)}"
 
 
-def why_ignored(path: str, tree: Mapping[str, Any], columns: Iterable[str] | None = None) -> str | None:
-    """Why a setting has no effect on the job's network, whatever its value; None where it may have."""
-    section, _, key = path.partition(".")
-    if section != "regularization" or key not in knob_specs():
-        return None
-    spec, kind = knob_specs()[key], tree["network"]["kind"]
-    network = NETWORKS[kind]
-    tasks = (tree["task"],) if tree.get("task") else tuple(task for task in network.tasks if task in spec.knob.tasks)
-    if not tasks:
-        return f"a network of kind {kind!r} is for {' and '.join(network.tasks)}, where it has no meaning"
-    if spec.knob.needs and not set(spec.knob.needs) & set(network.inputs):
-        return f"a network of kind {kind!r} reads no {' or '.join(spec.knob.needs)} columns, which it changes"
-    kinds = spec.knob.needs if columns is None else tuple(columns)
-    settings = network.settings.model_validate_json(json.dumps(tree["network"]))
-    reason = spec.misuse(kind, settings, tasks[0], kinds)
-    return None if reason is None else reason.strip().rpartition(";")[0]
+def _is_on(spec: KnobSpec, tree: Mapping[str, Any]) -> bool:
+    """Whether a knob is on in a job; a ramp, which is a mapping there, counts as on."""
+    return bool(tree.get("regularization", {}).get(spec.name))
+
+
+def _written(value: Any) -> str:
+    return repr(value) if isinstance(value, str) else json.dumps(value)

@@ -1,6 +1,7 @@
 """What a run leaves for people to look at: RUN/report.html, and RUN/README.md, its card.
 
-Pages of a run are in `run_report`, those of a search in `search_report`; `page` says why ECharts draws them.
+Pages of a run are in `run_report`, those of a search in `search_report`, of a study in `study_report`; `page` says why
+ECharts draws them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from raynn.card import write_card
 from raynn.errors import RunError
 from raynn.search_report import search_page
+from raynn.study_report import is_study, read_study, study_page
 from raynn.trial_table import is_search, read_search
 
 FILE = "report.html"
@@ -19,7 +21,7 @@ MAX_BYTES = 2**30  # of the sources that are read once more at the end of a run
 
 
 def write_report(run: str | Path, *, max_bytes: int | None = None) -> Path:
-    """Writes RUN/report.html, whole or not at all, of a run or search that has ended, failed, or goes on.
+    """Writes RUN/report.html, whole or not at all, of a run, search or study that has ended, failed, or goes on.
 
     Args:
         run: the run folder.
@@ -29,7 +31,9 @@ def write_report(run: str | Path, *, max_bytes: int | None = None) -> Path:
         RunError: it is no run folder, or cannot be written.
     """
     folder = Path(run)
-    if is_search(folder):
+    if is_study(folder):
+        content = study_page(read_study(folder)).html()
+    elif is_search(folder):
         content = search_page(read_search(folder)).html()
     else:
         from raynn.inspection import inspect
@@ -53,7 +57,8 @@ def conclude(folder: Path, say: Callable[[str], None]) -> None:
     """
     if os.environ.get("RAYNN_REPORT") == "off":
         return
-    for write, name in ((write_card, "README.md"), (lambda run: write_report(run, max_bytes=MAX_BYTES), FILE)):
+    writers = [(write_card, "README.md"), (lambda run: write_report(run, max_bytes=MAX_BYTES), FILE)]
+    for write, name in writers[1:] if is_study(folder) else writers:  # a study leaves no model to describe
         try:
             write(folder)
         except Exception as error:

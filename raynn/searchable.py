@@ -17,11 +17,11 @@ from raynn.distributions import ChoiceSettings, kind_of
 from raynn.expressions import Expression
 from raynn.metrics import metric_problem
 from raynn.problems import Path, Problem, dotted, hinted, show
-from raynn.ranges import SECTIONS, default_ranges, reached_when, why_ignored
+from raynn.ranges import SECTIONS, default_ranges, why_ignored
 from raynn.scales import Distribution
 from raynn.schedulers import space_problems
 from raynn.search import COSTS, SearchSettings
-from raynn.space import Space, conditions, expanded, has_effect, ordered, value_at_path, written
+from raynn.space import Space, conditions, expanded, ordered, unreached, value_at_path, written
 
 TRIED = 1000  # draws, of which one at least has to meet the constraints
 
@@ -166,10 +166,9 @@ def _without_effect(job: Searched, name: str) -> str | None:
     """Why a setting changes nothing, whatever its value; None where it may."""
     if message := why_ignored(name, job.tree):
         return message
-    text = reached_when(name)
-    if text is None or has_effect(name, job.tree, job.axes):
+    reach = next(unreached(name, job.tree, job.axes), None)
+    if reach is None:
         return None
-    reach = Expression.parse(text)
     own = {other: job.value_of(other) for other in reach.names}
     shown = " and ".join(f"{other} = {show(value)}" for other, value in own.items())
     return f"has no effect: {shown}, and it is used where {reach.text}; set that, or search it as well"
@@ -222,7 +221,7 @@ def _rule_problems(job: Searched) -> Iterator[tuple[str, str]]:
         if not set(names) & job.axes.keys():
             yield "search.constraints", f"{text!r} names no setting of search.space, so no draw could change it"
     try:
-        ordered(job.axes, conditions(job.search, job.axes))
+        ordered(job.axes, conditions(job.search, job.tree, job.axes))
     except ValueError as circle:
         yield "search.when", f"the conditions of {circle} name each other in a circle: remove one of them"
 

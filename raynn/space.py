@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -40,15 +40,22 @@ class Space:
     constraints: tuple[Expression, ...] = ()
 
     @classmethod
-    def of(cls, search: SearchSettings, tree: Mapping[str, Any], columns: Iterable[str] | None = None) -> Space:
+    def of(
+        cls,
+        search: SearchSettings,
+        tree: Mapping[str, Any],
+        columns: Collection[str] | None = None,
+        any_length: bool = False,
+    ) -> Space:
         """The space of a job's search.
 
         Args:
             tree: the job, plain, without its search.
             columns: kinds of the features; None where they are not known yet, and all may be there.
+            any_length: sequences among the features differ in length.
         """
-        axes = expanded(search, tree, columns)
-        when = conditions(search, axes)
+        axes = expanded(search, tree, columns, any_length)
+        when = conditions(search, tree, axes)
         constraints = tuple(map(Expression.parse, search.constraints))
         named = {name for each in (*constraints, *itertools.chain(*when.values())) for name in each.names}
         own = {name: value_at_path(tree, name) for name in sorted({*axes, *named})}
@@ -80,6 +87,13 @@ class Space:
             if name in values and self.is_active(name, kept):
                 kept[name] = values[name]
         return kept
+
+    def settled(self, values: Mapping[str, JsonValue]) -> Values:
+        """The values with those whose conditions do not hold at what the job says: what replaces them in a trial that
+        trains already, in which leaving them out would leave them as they were.
+        """
+        active = self.active(values)
+        return {name: active.get(name, self.own.get(name, value)) for name, value in values.items()}
 
     def broken(self, values: Mapping[str, JsonValue]) -> Expression | None:
         """The first constraint that does not hold."""
@@ -138,14 +152,17 @@ def key(values: Mapping[str, JsonValue]) -> str:
 
 
 def expanded(
-    search: SearchSettings, tree: Mapping[str, Any], columns: Iterable[str] | None = None
+    search: SearchSettings,
+    tree: Mapping[str, Any],
+    columns: Collection[str] | None = None,
+    any_length: bool = False,
 ) -> dict[str, Distribution]:
     """The distributions by dotted path, with defaults written out; what is given for a setting itself wins."""
     axes: dict[str, Distribution] = {}
     given = written(search)
     for name, what in given.items():
         if what == "default":
-            axes |= default_ranges(name, tree, columns)
+            axes |= default_ranges(name, tree, columns, any_length)
     for name, what in given.items():
         if what == "keep":
             axes.pop(name, None)
@@ -158,11 +175,15 @@ def expanded(
 
 def has_effect(name: str, tree: Mapping[str, Any], searched: Iterable[str]) -> bool:
     """Whether a setting changes anything, or may where what that hangs on is searched as well."""
-    text = reached_when(name)
-    if text is None:
-        return True
-    reach = Expression.parse(text)
-    return bool(set(reach.names) & set(searched)) or reach.holds({n: value_at_path(tree, n) for n in reach.names})
+    return next(unreached(name, tree, searched), None) is None
+
+
+def unreached(name: str, tree: Mapping[str, Any], searched: Iterable[str]) -> Iterator[Expression]:
+    """What a setting hangs on that does not hold in the job, and of which nothing is searched."""
+    varied = set(searched)
+    for reach in map(Expression.parse, reached_when(name, tree)):
+        if not varied & set(reach.names) and not reach.holds({n: value_at_path(tree, n) for n in reach.names}):
+            yield reach
 
 
 def written(search: SearchSettings) -> dict[str, Any]:
@@ -173,16 +194,17 @@ def written(search: SearchSettings) -> dict[str, Any]:
     return dict.fromkeys(names, "default")
 
 
-def conditions(search: SearchSettings, axes: Mapping[str, Distribution]) -> dict[str, tuple[Expression, ...]]:
+def conditions(
+    search: SearchSettings, tree: Mapping[str, Any], axes: Mapping[str, Distribution]
+) -> dict[str, tuple[Expression, ...]]:
     """When each setting is drawn: what the search says, and without what it has no effect, where that is searched."""
     found: dict[str, tuple[Expression, ...]] = {}
     for name in axes:
-        texts = [search.when[name]] if name in search.when else []
-        reach = reached_when(name)
-        if reach is not None and set(Expression.parse(reach).names) & axes.keys():
-            texts.append(reach)
-        if texts:
-            found[name] = tuple(map(Expression.parse, texts))
+        given = [Expression.parse(search.when[name])] if name in search.when else []
+        reaches = map(Expression.parse, reached_when(name, tree))
+        given += [reach for reach in reaches if set(reach.names) & axes.keys()]
+        if given:
+            found[name] = tuple(given)
     return found
 
 

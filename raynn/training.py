@@ -41,6 +41,7 @@ class Assignment:
     started_at: float  # Unix time of the command, s
     told: int | None = None  # epochs that whoever asked has seen of this run; those trained beyond are yielded again
     tests: bool = True  # whether the test set is looked at in the end
+    measures_train: bool = False  # whether the training rows are, as others are: all of them, no regularizer at work
 
     @property
     def job(self) -> Job:
@@ -86,6 +87,9 @@ def run_training(
     state = yield from _trained(assignment, job, state, shards, workers, tracker, checkpoints)
     state.model.load_state_dict(state.best_weights)
     result = _result(assignment, state, workers)
+    if assignment.measures_train:
+        inputs = assignment.preprocessing.input_spec
+        result["train"] = evaluate_shard(job, inputs, state.model, shards.train.shard, workers)
     if place_refit is not None:
         if tracker:
             save_model(

@@ -23,7 +23,7 @@ from raynn.folder import read_result
 from raynn.job import Job
 from raynn.loop import Record
 from raynn.preparation import LocalDriver, Prepared
-from raynn.shards import Shard, from_arrays
+from raynn.shards import Shard, as_arrays, from_arrays
 from raynn.stopping import decide
 from raynn.tasks import build_model, prepare_job, understand_job
 from raynn.training import Assignment, Shards, run_training
@@ -39,7 +39,17 @@ class SharedData:
     preprocessing_json: str
     train: Any = None  # references to PlainShard
     validation: Any = None
+    test: Any = None  # only where trials are to be measured on it
     encoded: Encoded | None = None
+
+    @classmethod
+    def of(cls, job: Job, prepared: Prepared, shards: Shards | None) -> SharedData:
+        """A job's data, put into the object store; without shards, which are of one worker, as blocks."""
+        key, preprocessing = preparation_key(job), prepared.preprocessing.to_json()
+        if shards is None:
+            return cls(key, preprocessing, encoded=prepared.encoded)
+        placed = (shards.train.shard, shards.validation, shards.test)
+        return cls(key, preprocessing, *(None if shard is None else ray.put(as_arrays(shard)) for shard in placed))
 
 
 def preparation_key(job: Job) -> str:
@@ -53,7 +63,8 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
     process.
 
     The config has `job` (JSON), `folder` (the trial's run folder), `told` (epochs the search knows of already) and
-    `counts` (whether each record is to say how many parameters the network has, as an objective).
+    `counts` (whether each record is to say how many parameters the network has, as an objective), `all` (whether the
+    trial is measured on the training rows and on the test set in the end).
     A step's result has `record` (JSON) and `last` (whether the trial's own rule ends it there); at the end, `done`,
     `status` and `reason`.
     """
@@ -66,7 +77,7 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         torch.set_num_threads(threads)
         self.shared = shared
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.data: dict[str, tuple[str, Shard, Shard]] = {}  # by preparation: preprocessing, training, validation rows
+        self.data: dict[str, tuple[str, Shard, Shard, Shard | None]] = {}  # by preparation: preprocessing, each split
         self.records: Generator[Record, None, None] | None = None
         self.reset_config(config)
 
@@ -76,6 +87,7 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         self.job = Job.model_validate_json(new_config["job"])
         self.folder = Path(new_config["folder"])
         self.told = int(new_config["told"])
+        self.measures_all = bool(new_config["all"])
         self.counts, self.parameters = bool(new_config["counts"]), 0
         self.history: list[Record] = []
         return True
@@ -121,16 +133,22 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         elif key not in self.data:
             self.data = {key: self._placed(key)}  # the one before is let go
         if not many:
-            preprocessing_json, train, validation = self.data[key]
+            preprocessing_json, train, validation, test = self.data[key]
         assignment = Assignment(
-            self.job.model_dump_json(), preprocessing_json, str(self.folder), time.time(), self.told, tests=False
+            self.job.model_dump_json(),
+            preprocessing_json,
+            str(self.folder),
+            time.time(),
+            self.told,
+            tests=self.measures_all,
+            measures_train=self.measures_all,
         )
         if self.counts:
             model = build_model(self.job, assignment.preprocessing)
             self.parameters = sum(weights.numel() for weights in model.parameters())
         if many:
             return _group(assignment, encoded)
-        return _alone(assignment, train, validation, self.device)
+        return _alone(assignment, train, validation, test, self.device)
 
     def _blocks(self, key: str) -> tuple[str, Encoded]:
         """Encoded blocks in the object store, for a group of workers."""
@@ -142,13 +160,16 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         prepared = _prepared(self.job, RayDriver())
         return prepared.preprocessing.to_json(), prepared.encoded
 
-    def _placed(self, key: str) -> tuple[str, Shard, Shard]:
-        """Training and validation rows for one worker: those that all trials share, or this trial's own."""
+    def _placed(self, key: str) -> tuple[str, Shard, Shard, Shard | None]:
+        """The rows of each split for one worker: those that all trials share, or this trial's own."""
         if key == self.shared.key and self.shared.train is not None:
-            train, validation = (
-                from_arrays(plain, self.device) for plain in ray.get([self.shared.train, self.shared.validation])
+            train, validation, test = (
+                None if kept is None else from_arrays(ray.get(kept), self.device)
+                for kept in (self.shared.train, self.shared.validation, self.shared.test)
             )
-            return self.shared.preprocessing_json, train, validation
+            assert train is not None
+            assert validation is not None
+            return self.shared.preprocessing_json, train, validation, test
         from raynn.collectives import Workers
         from raynn.data import fetch
         from raynn.placement import place_shards
@@ -162,8 +183,9 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
             preprocessing_json, encoded = prepared.preprocessing.to_json(), prepared.encoded
             of_block = _itself
         scratch = self.folder / "scratch"
-        shards = place_shards(encoded, of_block, self.job, Workers(device=self.device), 1, scratch, tests=False)
-        return preprocessing_json, shards.train.shard, shards.validation
+        workers, tests = Workers(device=self.device), self.measures_all
+        shards = place_shards(encoded, of_block, self.job, workers, 1, scratch, tests)
+        return preprocessing_json, shards.train.shard, shards.validation, shards.test
 
     def _is_last(self, record: Record) -> bool:
         """Whether the trial's own stopping rule, or its number of epochs, ends it here."""
@@ -188,7 +210,9 @@ def _prepared(job: Job, driver: Any) -> Prepared:
     return prepare_job(job, understand_job(job, Path()), driver)
 
 
-def _alone(assignment: Assignment, train: Shard, validation: Shard, device: Any) -> Generator[Record, None, None]:
+def _alone(
+    assignment: Assignment, train: Shard, validation: Shard, test: Shard | None, device: Any
+) -> Generator[Record, None, None]:
     """The records of a trial trained in this process."""
     from raynn.batches import TrainingShard
     from raynn.collectives import Workers
@@ -197,7 +221,7 @@ def _alone(assignment: Assignment, train: Shard, validation: Shard, device: Any)
     optimization = assignment.job.optimization
     lanes = Lanes(train.num_rows, optimization.global_batch_size, optimization.seed)
     try:
-        shards = Shards(TrainingShard(train, lanes), validation, None)
+        shards = Shards(TrainingShard(train, lanes), validation, test)
         yield from run_training(assignment, shards, Workers(device=device))
     finally:
         (Path(assignment.folder) / progress.FILE).unlink(missing_ok=True)

@@ -6,12 +6,11 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 from safetensors.torch import load_file
 
@@ -40,7 +39,7 @@ from raynn.progress import ProgressLine, ProgressWriter
 from raynn.race import Race
 from raynn.report import conclude
 from raynn.schedulers import scheduler_of, written_out
-from raynn.shards import as_arrays, build_shard
+from raynn.shards import build_shard
 from raynn.splits import TEST
 from raynn.suggestions import suggest
 from raynn.tasks import build_model, checked, prepare_job, understand_job
@@ -78,13 +77,13 @@ def tune(job: Job, folder: Path | None = None, *, quiet: bool = True, started_at
     resumed = _resumed(job, storage) if job.resume else None
     understood = understand_job(job, folder or Path())
     cpus = job.resources.workers * (job.resources.cpus_per_worker or 1)
-    concurrent = job.search.concurrent_trials
+    concurrent, num_trials = job.search.concurrent_trials, job.search.trials
     at_least = concurrent if concurrent != "auto" else 1
     with cluster(cpus * at_least):
         driver: Driver = RayDriver() if job.resources.workers > 1 else LocalDriver()
         prepared = prepare_job(job, understood, driver)
         job = checked(job.model_copy(update={"task": prepared.task}), prepared)
-        slots = slots_for(job, ray.cluster_resources())
+        slots = slots_for(job.resources, concurrent, num_trials)
         search = resumed or claim(storage, job.name)
         if not quiet:
             _say(f"{split_summary(prepared)}; {prepared.task}: {prepared.task_reason}")
@@ -113,7 +112,8 @@ class _Search:
         self.ledger = Ledger(self.folder / FILE)
         self.shards = self._shards()
         kinds = {spec.kind for spec in self.prepared.preprocessing.features}
-        self.director = director_of(self.job, self.ledger, self.slots, kinds)
+        any_length = self.prepared.preprocessing.input_spec.any_length
+        self.director = director_of(self.job, self.ledger, self.slots, kinds, any_length)
         self.desk = Desk(self.director, self.folder, self.job, self._describe)
 
     def run(self) -> Path:
@@ -146,11 +146,7 @@ class _Search:
 
     def _shared(self) -> SharedData:
         """The prepared data, in Ray's object store: a node that runs trials holds them once."""
-        key, preprocessing = preparation_key(self.job), self.prepared.preprocessing.to_json()
-        if self.shards is None:
-            return SharedData(key, preprocessing, encoded=self.prepared.encoded)
-        train, validation = (as_arrays(s) for s in (self.shards.train.shard, self.shards.validation))
-        return SharedData(key, preprocessing, ray.put(train), ray.put(validation))
+        return SharedData.of(self.job, self.prepared, self.shards)
 
     def _probed(self) -> Pace:
         """What an epoch takes, tried for a few steps here with the job's own settings; how long that makes the search
@@ -328,11 +324,14 @@ class _Search:
         return test
 
 
-def director_of(job: Job, ledger: Ledger, slots: Slots, columns: Iterable[str] | None = None) -> Director:
+def director_of(
+    job: Job, ledger: Ledger, slots: Slots, columns: Collection[str] | None = None, any_length: bool = False
+) -> Director:
     """Who decides: the algorithm and the scheduler that the job asks for, within its budget.
 
     Args:
         columns: kinds of the features.
+        any_length: sequences among them differ in length.
 
     Raises:
         JobError: a scheduler that would never act.
@@ -340,7 +339,7 @@ def director_of(job: Job, ledger: Ledger, slots: Slots, columns: Iterable[str] |
     """
     settings = job.search
     assert settings is not None
-    space = job.space(columns)
+    space = job.space(columns, any_length)
     earlier = earlier_trials(Path(settings.warm_start), space, settings) if settings.warm_start else []
     race = Race(settings.metric, settings.direction, job.optimization.max_epochs)
     devices = (slots.gpus or slots.cpus) * job.resources.workers
@@ -361,6 +360,7 @@ def director_of(job: Job, ledger: Ledger, slots: Slots, columns: Iterable[str] |
         settings.metric,
         settings.direction,
         Repeats(settings.repeats.top, tuple(range(first, first + settings.repeats.seeds))),
+        space.settled,
     )
 
 

@@ -38,6 +38,8 @@ PLAIN = (  # these load neither torch nor ray, not even through what they import
     "pareto",
     "knobs",
     "regularization",
+    "ablation",
+    "costs",
     "rules",
     "stopping",
     "director",
@@ -79,6 +81,7 @@ PLAIN = (  # these load neither torch nor ray, not even through what they import
     "importance",
     "trial_table",
     "search_report",
+    "study_report",
     "watch",
 )
 ORDER = (
@@ -160,6 +163,7 @@ ORDER = (
     "trial",
     "desk",
     "tuner",
+    "studies",
     "check",
     "",  # raynn/__init__.py, the public names
     "cli",

@@ -159,7 +159,11 @@ def test_a_missing_package_is_named(fashion_folder: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("content", [b"", b"not gzip", gzip.compress(b"\0\0"), idx(PIXELS_NHW)[:100]])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"not gzip", gzip.compress(b"\0\0"), idx(PIXELS_NHW)[:100]],
+    ids=["empty", "not gzip", "too short", "cut off"],
+)
 def test_a_damaged_file_is_named(fashion_folder: Path, content: bytes) -> None:
     path = fashion_folder / "train-images-idx3-ubyte.gz"
     path.write_bytes(content)

@@ -20,6 +20,7 @@ import yaml
 from walks import walks
 
 from raynn.cli import main
+from raynn.regularization import knob_specs
 
 JOB = """\
 data: {train: flowers.csv, test: 0.2, target: kind}
@@ -249,6 +250,20 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert "target" not in answer["datasets"]["python_text"]
     out, _ = printed(capsys, "list")
     assert [block.partition("\n")[0] for block in out.split("\n\n")] == list(answer)
+
+
+def test_list_cost_says_what_was_measured_where(capsys: pytest.CaptureFixture[str]) -> None:
+    for measurement in answered(capsys, "list", "--cost")["cost"]:
+        assert measurement["n"] >= 3
+        assert measurement["ratios"].keys() == knob_specs().keys()
+        assert all(measurement["ratios"].values())  # each on one network at least
+        # two gradients instead of one
+        assert 1.5 < measurement["ratios"]["sam"]["feedforward"]["ratio"] < 2.5
+    out, _ = printed(capsys, "list", "--cost")
+    first, *lines = out.splitlines()
+    assert first.startswith("step time over that without, ")
+    assert " n = " in first
+    assert len(lines) == len(knob_specs())
 
 
 def test_python_m_raynn_is_the_command() -> None:

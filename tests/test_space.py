@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from random import Random
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from knob_cases import BENCHES, Bench
 
 from raynn.errors import JobError
 from raynn.job import Job
 from raynn.networks import NETWORKS
 from raynn.ranges import RANGES
+from raynn.regularization import RegularizationSettings, applicable, knob_specs, misuse
 from raynn.space import Space
 
 
@@ -125,6 +128,82 @@ def test_what_has_no_effect_is_not_among_the_defaults() -> None:
     assert names == RANGES.keys()
 
 
+@pytest.mark.parametrize("bench", BENCHES.values(), ids=BENCHES.keys())
+def test_every_draw_of_every_knob_is_a_valid_job(bench: Bench) -> None:
+    tree = {"data": {"train": "x"}, "task": bench.inputs.task, "network": bench.network}
+    job = Job.from_dict({**tree, "search": {"space": "regularization"}})
+    any_length = bench.inputs.any_length
+    task, where = bench.inputs.task, (job.network.kind, job.network)
+    space, random = job.space(bench.columns, any_length), Random(0)
+    names = {spec.name for spec in applicable(where[0], task, bench.columns, where[1], any_length)}
+    assert {name.removeprefix("regularization.") for name in space.names} == names
+    drawn: set[str] = set()
+    own = job.regularization.model_dump(mode="json")
+    for number in range(200):
+        values = space.draw([random.random() for _ in space.names])
+        knobs = {name.removeprefix("regularization."): value for name, value in values.items()}
+        trial = RegularizationSettings.model_validate_json(json.dumps(own | knobs))
+        if number % 40 == 0:  # 20 ms each
+            assert job.with_settings(values).regularization == trial
+        assert misuse(trial, *where, task, bench.columns, any_length) is None
+        drawn |= {name for name, spec in knob_specs().items() if spec.is_on(getattr(trial, name))}
+    assert drawn == names  # each is on in some of them
+
+
+def test_a_knob_that_excludes_others_is_drawn_before_them() -> None:
+    job = job_with("regularization", "regularization.average_last=3")
+    space = job.space(["image"])
+    assert [str(each.text) for each in space.when["regularization.swa_start"]] == [
+        "regularization.average_last == null",
+        "regularization.ema_decay == null",
+    ]
+    for u in (0.1, 0.4, 0.6, 0.9):
+        values = space.draw({name: 0.9 for name in space.names} | {"regularization.average_last": u})
+        trial = job.with_settings(values).regularization
+        assert misuse(trial, "cnn", job.network, "classification", ["image"]) is None
+        assert (trial.average_last is None, trial.ema_decay is None) == (u < 0.5, u > 0.5)
+    kept = job_with(
+        {"regularization": "default", "regularization.average_last": "keep"}, "regularization.average_last=3"
+    )
+    assert not {"regularization.ema_decay", "regularization.swa_start"} & set(kept.space().names)
+    (line,) = error_of({"regularization.ema_decay": "default"}, "regularization.average_last=3")
+    assert line.endswith(
+        "has no effect: regularization.average_last = 3, and it is used where regularization.average_last == null; "
+        "set that, or search it as well"
+    )
+
+
+def test_settings_changed_in_training_still_exclude_each_other() -> None:
+    job = job_with("regularization")
+    space = job.space(["image"])
+    trial = space.draw({name: 0.1 for name in space.names} | {"regularization.rand_augment": 0.9})
+    assert "regularization.rand_augment_magnitude" in trial
+    settled = space.settled(trial | {"regularization.trivial_augment": True})  # as a population may perturb it
+    assert settled.keys() == trial.keys()
+    changed = job.with_settings(trial).with_settings(settled).regularization
+    assert (changed.trivial_augment, changed.rand_augment) == (True, 0)
+    assert misuse(changed, "cnn", job.network, "classification", ["image"]) is None
+    assert space.settled(trial) == trial
+
+
+def test_a_knob_that_needs_another_is_drawn_with_it() -> None:
+    space = job_with("regularization").space(["image"])
+    everywhere = {name: 0.1 for name in space.names}  # all that can be off is
+    off = space.draw(everywhere)
+    on = space.draw(everywhere | {"regularization.rand_augment": 0.9})
+    assert "regularization.rand_augment_magnitude" in on.keys() - off.keys()
+    # where the job has the other on, this one stays on
+    job = job_with("regularization", "regularization.rand_augment=2", "regularization.rand_augment_magnitude=7")
+    assert job.space(["image"]).axes["regularization.rand_augment"].model_dump() == {"randint": (1, 3)}
+
+
+def test_a_setting_of_the_network_opens_the_knobs_that_need_it() -> None:
+    assert "regularization.stochastic_depth" not in job_with("regularization").space().names
+    assert "regularization.stochastic_depth" in job_with("regularization", "network.block=residual").space().names
+    space = job_with({"regularization": "default", "network.block": {"choice": ["plain", "residual"]}}).space()
+    assert [each.text for each in space.when["regularization.stochastic_depth"]] == ["network.block == 'residual'"]
+
+
 def test_knobs_that_exclude_each_other_are_never_on_together() -> None:
     space = job_with("regularization", kind="feedforward").space()
     averages = [f"regularization.{name}" for name in ("ema_decay", "swa_start", "average_last")]
@@ -135,8 +214,9 @@ def test_knobs_that_exclude_each_other_are_never_on_together() -> None:
         assert len(on) <= 1
         seen.update(on)
     assert seen == set(averages)
+    # the job's own is drawn first, so that the others are on only where it is off
     names = job_with("regularization", "regularization.swa_start=0.7", kind="feedforward").space().names
-    assert set(averages) & set(names) == {"regularization.swa_start"}  # the job's own, beside which no other may stand
+    assert min(averages, key=names.index) == "regularization.swa_start"
 
 
 def test_the_keys_of_a_stopping_rule_are_searched_where_it_rules() -> None:
@@ -299,5 +379,7 @@ def test_a_setting_that_the_network_ignores_is_named() -> None:
     assert line.endswith(
         "search.space.regularization.horizontal_flip: a network of kind 'rnn' reads no image columns, which it changes"
     )
+    (line,) = error_of({"regularization.zoneout": {"uniform": [0, 0.5]}})
+    assert line.endswith("regularization.zoneout: is for network.kind: rnn or lstm, and network.kind = 'cnn'")
     (line,) = error_of({"regularization.label_smoothing": "default"}, "task=regression", kind="feedforward")
     assert line.endswith("has no meaning for regression")

@@ -1,0 +1,231 @@
+"""What each regularizer costs: the time of a training step with it over that without, network by network.
+
+    .venv/bin/python benchmarks/regularizers.py [--only KNOB ...] [--repeats 7] [--out raynn/costs.json]
+
+Both train in one process, in turn, an epoch of 8 steps each, through the loop that all training goes through; the first
+epoch of each warms up. The ratio is the median over the repeats of the ratio of an epoch to the one just before it,
+low and high are their quartiles. Knobs are at the middle of their search range. On a CPU it is the time that the
+process computed, with one thread, which a busy machine changes little; on a GPU that which passed, the device waited
+for. The networks are small, so what a step costs beside its arithmetic weighs more than in large ones.
+`raynn list --cost` prints what the file holds; a run replaces what was measured on the same hardware.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from raynn.ablation import StudySettings, arms_of
+from raynn.batches import TrainingShard
+from raynn.collectives import Workers
+from raynn.job import Job
+from raynn.lanes import Lanes
+from raynn.loop import Record, TrainingState, train_epochs
+from raynn.networks import NETWORKS
+from raynn.preprocessing import InputSpec
+from raynn.ragged import Ragged
+from raynn.regularization import knob_specs
+from raynn.shards import Arrays, Shard, build_shard
+
+STEPS = 8  # an epoch
+CLASSES: dict[str, Any] = {"num_outputs": 10, "task": "classification", "classes": tuple(range(10))}
+WORDS: dict[str, Any] = {"vocabulary_size": 256, "window": 64, "task": "language_modeling"}
+COLORS: dict[str, Any] = {"image_mean": (120.0,) * 3, "image_std": (60.0,) * 3}
+ANY_LENGTH: dict[str, Any] = {"sequence_TC": (0, 8), **CLASSES}  # as recurrent networks take them
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A network, what it reads and how many rows at once."""
+
+    network: dict[str, Any]
+    inputs: InputSpec
+    columns: tuple[str, ...]
+    rows: int
+
+
+DENSE = {"kind": "feedforward", "hidden": [256, 256]}
+CONVOLUTIONS = {"kind": "cnn", "channels": [16, 32]}
+WRITER = {"kind": "text_generator", "width": 64, "layers": 2, "heads": 4}
+TABLE = InputSpec(num_numeric=32, **CLASSES)
+IMAGES = InputSpec(image_CHW=(3, 32, 32), **COLORS, **CLASSES)
+SEQUENCES = InputSpec(sequence_TC=(50, 8), **CLASSES)
+TEXTS = InputSpec(vocabulary_size=256, **CLASSES)
+# A knob is measured on the first bench of each kind of network for which it is defined.
+BENCHES = (
+    Bench(DENSE, TABLE, ("numeric",), 256),
+    Bench(DENSE | {"residual": True}, TABLE, ("numeric",), 256),
+    Bench(DENSE | {"activation": "selu"}, TABLE, ("numeric",), 256),
+    Bench(DENSE, IMAGES, ("image",), 64),
+    Bench(DENSE, SEQUENCES, ("sequence",), 64),
+    Bench(DENSE, TEXTS, ("text",), 64),
+    Bench(CONVOLUTIONS, IMAGES, ("image",), 64),
+    Bench(CONVOLUTIONS | {"block": "residual"}, IMAGES, ("image",), 64),
+    Bench(CONVOLUTIONS, SEQUENCES, ("sequence",), 64),
+    Bench(CONVOLUTIONS, TEXTS, ("text",), 64),
+    Bench({"kind": "rnn", "hidden": 64}, InputSpec(**ANY_LENGTH), ("sequence",), 64),
+    Bench({"kind": "rnn", "hidden": 64}, TEXTS, ("text",), 64),
+    Bench({"kind": "rnn", "hidden": 64}, InputSpec(**WORDS), ("text",), 16),
+    Bench({"kind": "lstm", "hidden": 64}, InputSpec(**ANY_LENGTH), ("sequence",), 64),
+    Bench({"kind": "lstm", "hidden": 64}, TEXTS, ("text",), 64),
+    Bench({"kind": "lstm", "hidden": 64}, InputSpec(**WORDS), ("text",), 16),
+    Bench(WRITER, InputSpec(**WORDS), ("text",), 16),
+    Bench(WRITER | {"architecture": "lstm"}, InputSpec(**WORDS), ("text",), 16),
+    Bench(
+        {"kind": "image_generator", "channels": [16], "condition_width": 16, "attention": False},
+        InputSpec(image_CHW=(3, 16, 16), task="image_generation", **COLORS),
+        ("image",),
+        16,
+    ),
+)
+
+
+def arrays_for(bench: Bench, num_rows: int) -> Arrays:
+    """Random rows."""
+    random, inputs = np.random.default_rng(0), bench.inputs
+    if inputs.task == "language_modeling":
+        text_NT = random.integers(0, inputs.vocabulary_size, (num_rows, inputs.window + 1)).astype(np.int32)
+        length_N = np.full(num_rows, inputs.window + 1)
+        return {"tokens": text_NT, "length": length_N, "skip": np.zeros(num_rows, np.int64), "characters": length_N}
+    arrays: Arrays = {"target": random.integers(0, 10, num_rows)} if inputs.task == "classification" else {}
+    if inputs.num_numeric:
+        arrays["numeric"] = random.normal(size=(num_rows, inputs.num_numeric)).astype(np.float32)
+    if inputs.image_CHW:
+        arrays["image"] = random.integers(0, 256, (num_rows, *inputs.image_CHW), dtype=np.uint8)
+    length_N = np.full(num_rows, 50)
+    if inputs.sequence_TC:
+        value_NTC = random.normal(size=(num_rows, 50, inputs.sequence_TC[1])).astype(np.float32)
+        ragged = Ragged.consecutive(value_NTC.reshape(-1, inputs.sequence_TC[1]), length_N)
+        arrays["sequence"] = value_NTC if inputs.sequence_TC[0] else ragged
+    elif inputs.vocabulary_size:
+        arrays["tokens"] = Ragged.consecutive(random.integers(1, inputs.vocabulary_size, 50 * num_rows), length_N)
+    return arrays
+
+
+def job_for(bench: Bench, max_epochs: int) -> Job:
+    """Without any regularizer."""
+    return Job.from_dict(
+        {
+            "data": {"train": "none"},
+            "task": bench.inputs.task,
+            "network": bench.network,
+            "regularization": {name: spec.off for name, spec in knob_specs().items()},
+            "optimization": {"global_batch_size": bench.rows, "max_epochs": max_epochs, "learning_rate": 1e-4},
+            "early_stopping": {"rule": "none"},
+        }
+    )
+
+
+def epochs_of(bench: Bench, job: Job, train: Shard, validation: Shard, device: torch.device) -> Iterator[Record]:
+    """The epochs of a training, one at a time."""
+    torch.manual_seed(0)
+    model = NETWORKS[job.network.kind].build(job.network, bench.inputs, regularization=job.regularization.peak())
+    shard = TrainingShard(train, Lanes(train.num_rows, bench.rows, 0))
+    return train_epochs(
+        job, bench.inputs, TrainingState.fresh(job, model.to(device)), shard, validation, Workers(device=device)
+    )
+
+
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """Seconds."""
+    if device.type == "cpu":
+        return time.process_time
+
+    def passed() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return passed
+
+
+def measured(bench: Bench, knob: str, repeats: int, device: torch.device) -> dict[str, float]:
+    """The ratio of a knob on a bench: median and quartiles."""
+    job = job_for(bench, repeats + 1)
+    arm = next(a for a in arms_of(StudySettings(knobs=(knob,)), job.regularization, ()) if a.kind == "alone")
+    rows = bench.rows * STEPS
+
+    def shard(num_rows: int) -> Shard:
+        part = arrays_for(bench, num_rows)
+        return build_shard([part], 0, num_rows, folder=Path(), device=device, residence="memory")
+
+    train, validation, clock = shard(rows), shard(2), clock_of(device)
+    pair = [epochs_of(bench, each, train, validation, device) for each in (job, job.with_settings(arm.settings))]
+    ratios = []
+    for repeat in range(repeats + 1):
+        seconds = []
+        for epochs in pair:
+            start = clock()
+            next(epochs)
+            seconds.append(clock() - start)
+        if repeat:
+            ratios.append(seconds[1] / seconds[0])
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return {"ratio": round(middle, 3), "low": round(low, 3), "high": round(high, 3)}
+
+
+def benches_of(knob: str) -> dict[str, Bench]:
+    """The first bench of each kind of network for which a knob is defined."""
+    found: dict[str, Bench] = {}
+    for bench in BENCHES:
+        kind, inputs = bench.network["kind"], bench.inputs
+        where = (kind, job_for(bench, 1).network, inputs.task, bench.columns, inputs.any_length)
+        if kind not in found and knob_specs()[knob].misuse(*where) is None:
+            found[kind] = bench
+    return found
+
+
+def hardware_of(device: torch.device) -> str:
+    """What it was measured on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, one thread"
+
+
+def main() -> None:
+    """Measures, prints, writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", metavar="KNOB")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    ratios: dict[str, dict[str, dict[str, float]]] = {}
+    load = os.getloadavg()[0]
+    for knob in options.only or knob_specs():
+        ratios[knob] = {
+            kind: measured(bench, knob, options.repeats, device) for kind, bench in benches_of(knob).items()
+        }
+        print(knob, ", ".join(f"{kind} {found['ratio']:.2f}" for kind, found in ratios[knob].items()), flush=True)
+    measurement = {
+        "hardware": hardware_of(device),
+        "date": datetime.date.today().isoformat(),
+        "torch": torch.__version__,
+        "n": options.repeats,
+        "steps": STEPS,
+        "load": [round(load, 1), round(os.getloadavg()[0], 1)],
+        "cpus": os.cpu_count(),
+        "ratios": ratios,
+    }
+    if options.out:
+        earlier = json.loads(options.out.read_text()) if options.out.exists() else []
+        others = [each for each in earlier if each["hardware"] != measurement["hardware"]]
+        options.out.write_text(json.dumps([*others, measurement], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
