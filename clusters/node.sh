@@ -70,7 +70,7 @@ share:1) share ;;
 mount:2) mount_shared "$2" ;;
 shared:2) shared "$2" ;;
 *)
-    sed -n 's/^# \{0,1\}//; 2,9p' "$0" >&2
+    sed -n 's/^# \{0,1\}//; 2,8p' "$0" >&2
     exit 2
     ;;
 esac
