@@ -48,13 +48,22 @@ class Slots:
     threads: int  # of one-worker trials
 
 
-def slots_for(resources: ResourcesSettings, asked: int | Literal["auto"], trials: int, by: str = "search") -> Slots:
+def slots_for(
+    resources: ResourcesSettings,
+    asked: int | Literal["auto"],
+    trials: int,
+    by: str = "search",
+    available: Mapping[str, float] | None = None,
+) -> Slots:
     """As many of the trials at a time as the cluster holds, or as `concurrent_trials`, in the section `by`, asks for.
+
+    Args:
+        available: CPUs and GPUs of the cluster; by default those of the one that this process works on.
 
     Raises:
         ResourceError: not even one fits, or fewer than asked for.
     """
-    available: Mapping[str, float] = ray.cluster_resources()
+    available = ray.cluster_resources() if available is None else available
     cpus, gpus = float(resources.cpus_per_worker or 1), resources.gpus_per_worker
     if gpus == "auto":
         gpus = 1.0 if available.get("GPU", 0) >= resources.workers else 0.0

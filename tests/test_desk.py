@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from raynn.desk import Slots, slots_for
+from raynn.desk import Slots
+from raynn.desk import slots_for as slots_for_trials
 from raynn.errors import ResourceError
 from raynn.job import Job
 
@@ -20,6 +21,11 @@ def job(search: dict[str, Any] | None = None, **resources: Any) -> Job:
             "search": {"space": {"regularization.dropout": {"uniform": [0.0, 0.5]}}, **(search or {})},
         }
     )
+
+
+def slots_for(job: Job, available: dict[str, float]) -> Slots:
+    assert job.search is not None
+    return slots_for_trials(job.resources, job.search.concurrent_trials, job.search.trials, available=available)
 
 
 @pytest.mark.parametrize(
