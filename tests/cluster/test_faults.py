@@ -75,6 +75,7 @@ def test_a_run_begun_here_is_resumed_by_two_workers(
 
 @pytest.mark.cluster
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_worker_killed_and_restarted_by_ray_train(ray_cluster: None, tmp_path: Path) -> None:
     resources = {"workers": 2, "max_failures": 3}
     straight = train(Job.from_dict(JOB | {"storage": str(tmp_path / "straight"), "resources": resources}))

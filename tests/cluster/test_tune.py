@@ -95,6 +95,7 @@ def test_what_a_search_finds_can_be_trained_again(ray_cluster: None, tmp_path: P
         assert result_of(again)["metrics"] == result["metrics"]
 
 
+@pytest.mark.slow
 def test_trials_of_several_workers_are_cut_and_free_what_they_held(ray_cluster: None, tmp_path: Path) -> None:
     """Without a dashboard, where a trial ended by killing would hold its workers' resources for ever. The second trial
     learns next to nothing and is cut after its first epoch; the third could not run were its workers still held.

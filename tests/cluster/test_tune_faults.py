@@ -92,6 +92,7 @@ def summary(ledger: Ledger) -> list[Any]:
     ]
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_ends_with_the_same_trials(tmp_path: Path) -> None:
     undisturbed = searched(tmp_path / "undisturbed", 0, random.Random(0))
     assert {trial.status for trial in undisturbed.trials} >= {"cut"}
@@ -131,6 +132,7 @@ def test_killed_three_times_ten_times_in_a_row(tmp_path: Path) -> None:
         assert summary(killed) == summary(undisturbed), f"attempt {attempt}"
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_everything_and_says_how_to_go_on(tmp_path: Path) -> None:
     job_file = tmp_path / "job.yaml"
     job_file.write_text(Job.from_dict(JOB | {"storage": str(tmp_path)}, ["search.trials=500"]).to_yaml())
