@@ -62,8 +62,8 @@ def raynn_search(data: Path, trials: int, folder: Path) -> dict[str, float]:
 
 
 def overheads(journal: Path) -> dict[str, float]:
-    """Of a journal: seconds of epochs and of the rest, and from a trial's begin to its first epoch, the epoch left out,
-    for trials that took over an actor.
+    """Of a journal: seconds of training, seconds from the first step of all to the last event, and from a trial's begin
+    to its first epoch's end, the epoch left out, for trials that took over an actor.
     """
     events = [json.loads(line) for line in journal.read_text().splitlines()]
     begun: dict[int, float] = {}
@@ -76,7 +76,9 @@ def overheads(journal: Path) -> dict[str, float]:
             if event["record"]["epoch"] == 1:
                 waits.append((event["trial"], event["at"] - begun[event["trial"]] - event["record"]["seconds"]))
     later = [wait for trial, wait in waits if trial >= CONCURRENT]
-    return {"training": sum(epoch_s), "begin_to_first_epoch": float(np.median(later)), "trials": float(len(begun))}
+    first = min(e["at"] - e["record"]["seconds"] for e in events if e["event"] == "epoch")
+    work = events[-1]["at"] - first
+    return {"training": sum(epoch_s), "work": work, "begin_to_first_epoch": float(np.median(later))}
 
 
 def matrix(data: Path) -> pd.DataFrame:
@@ -177,7 +179,8 @@ def main() -> None:
             "raynn, seconds from a trial's begin to its first epoch's end, the epoch left out (median)": ours[
                 "begin_to_first_epoch"
             ],
-            "raynn, (training seconds / concurrency) / seconds in all": ours["training"] / CONCURRENT / ours["total"],
+            "raynn, from the first step on / (training seconds / concurrency)": ours["work"]
+            / (ours["training"] / CONCURRENT),
         }
         if options.recipe_trials:
             recipe = recipe_search(data, options.recipe_trials, folder / "recipe")
