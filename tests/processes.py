@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,3 +25,8 @@ def _work(rank: int, function: Callable[..., Any], count: int, folder: Path, arg
     dist.init_process_group("gloo", f"file://{folder / 'rendezvous'}", rank=rank, world_size=count)
     torch.save(function(Workers(rank, count), *arguments), folder / f"{rank}.pt")
     dist.destroy_process_group()
+
+
+def hears_interruptions() -> None:
+    """Run in a child before its program: what a shell starts in the background is deaf to Ctrl-C, and so are its own."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from processes import hears_interruptions
 from walks import walks
 
 from raynn.cli import main
@@ -288,7 +289,11 @@ def test_ctrl_c_prints_the_line_that_resumes(desk: Path, capsys: pytest.CaptureF
     overrides = ["network={kind: feedforward, hidden: [8]}", "optimization.max_epochs=200", "early_stopping.rule=none"]
     arguments = ["train", "job.yaml", *overrides]
     process = subprocess.Popen(
-        [sys.executable, "-m", "raynn", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "raynn", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hears_interruptions,
     )
     metrics = desk / "runs" / "job" / "metrics.jsonl"
     deadline = time.monotonic() + 60

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import hears_interruptions
 
 from raynn.cluster import descendants
 from raynn.job import Job
@@ -124,7 +125,9 @@ def test_interrupted_on_ray(tmp_path: Path) -> None:
     overrides = ["optimization.max_epochs=500", "resources.workers=2"]
     job_file.write_text(Job.from_dict(JOB | {"storage": str(tmp_path)}, overrides).to_yaml())
     command = [sys.executable, "-m", "raynn", "train", str(job_file)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=hears_interruptions
+    )
     wait_for_epochs(tmp_path / "digits" / "metrics.jsonl", 3)
     below = descendants(process.pid)
     assert below, "no Ray process was started"

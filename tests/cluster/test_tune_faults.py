@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import hears_interruptions
 from test_faults import command_line
 
 from raynn.cluster import descendants
@@ -137,7 +138,9 @@ def test_ctrl_c_saves_everything_and_says_how_to_go_on(tmp_path: Path) -> None:
     job_file = tmp_path / "job.yaml"
     job_file.write_text(Job.from_dict(JOB | {"storage": str(tmp_path)}, ["search.trials=500"]).to_yaml())
     command = [sys.executable, "-m", "raynn", "tune", str(job_file)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=hears_interruptions
+    )
     wait_for_lines(tmp_path / "digits" / "search.jsonl", 12, process)
     below = descendants(process.pid)
     process.send_signal(signal.SIGINT)
