@@ -28,5 +28,5 @@ def _work(rank: int, function: Callable[..., Any], count: int, folder: Path, arg
 
 
 def hears_interruptions() -> None:
-    """Run in a child before its program: what a shell starts in the background is deaf to Ctrl-C, and so are its own."""
+    """Run in a child before its program: what a shell starts in the background is deaf to Ctrl-C, its children too."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
