@@ -45,6 +45,7 @@ def windows_of(prepared: Prepared, fetch: Any) -> list[list[Any]]:
     return found
 
 
+@pytest.mark.slow
 def test_the_corpus_does_not_depend_on_the_driver(
     texts: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,7 @@ JOB: dict[str, Any] = {
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_two_workers_refit_as_one(ray_cluster: None, tmp_path: Path) -> None:
     one = train(Job.from_dict(JOB | {"storage": str(tmp_path / "one")}))
     two = train(Job.from_dict(JOB | {"storage": str(tmp_path / "two"), "resources": {"workers": 2}}))
