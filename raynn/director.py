@@ -174,9 +174,10 @@ class Director:
         used = ledger.busy_seconds * limits.devices_per_trial
         if limits.device_seconds is not None and used >= limits.device_seconds:
             self.end(f"the budget of {limits.device_seconds / 3600:g} device-hours is used up")
-        best = self.ranked()[:1]
-        if limits.target is not None and best:
-            value = value_at(best[0], best[0].epochs, self.metric, self.direction)
+        if limits.target is None:
+            return
+        for best in self.ranked()[:1]:
+            value = value_at(best, best.epochs, self.metric, self.direction)
             assert value is not None
             if (value <= limits.target) if self.direction == "min" else (value >= limits.target):
-                self.end(f"{self.metric} = {value:.6g} reached the target {limits.target:g} in trial {best[0].number}")
+                self.end(f"{self.metric} = {value:.6g} reached the target {limits.target:g} in trial {best.number}")

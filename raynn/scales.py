@@ -54,7 +54,7 @@ class Distribution(Settings):
 
     def values(self) -> Iterator[JsonValue]:
         """All values, in order, of a distribution with a finite count."""
-        raise NotImplementedError(f"{type(self).__name__} has no end of values")
+        raise TypeError(f"{type(self).__name__} draws real numbers, which have no list")
 
     def contains(self, value: JsonValue) -> bool:
         """Whether `value` is among the draws, to rounding."""
