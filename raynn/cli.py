@@ -72,6 +72,19 @@ def _say(text: str) -> None:
     sys.stderr.write(text + "\n")
 
 
+def _ran(options: argparse.Namespace, verb: Callable[..., Path]) -> tuple[Job, Path, Answer]:
+    """The job file, run by a verb: the job, its folder, its result.json. Interrupted, it says how to go on."""
+    from raynn.folder import read_result
+    from raynn.job import Job
+
+    job = Job.load(options.job, options.overrides)
+    try:
+        folder = verb(job, Path(options.job).parent, quiet=options.quiet, started_at=STARTED_AT)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_resume_command(options, job)) from None
+    return job, folder, read_result(folder)
+
+
 def _resume_command(options: argparse.Namespace, job: Job) -> str:
     """The command that continues an interrupted training; empty where its run folder was not yet made."""
     from raynn.folder import check_storage, newest
@@ -88,16 +101,10 @@ def _resume_command(options: argparse.Namespace, job: Job) -> str:
 
 def train(options: argparse.Namespace) -> tuple[Answer, str]:
     """One run."""
-    from raynn.folder import finite, read_result
-    from raynn.job import Job
+    from raynn.folder import finite
     from raynn.trainer import train as train_job
 
-    job = Job.load(options.job, options.overrides)
-    try:
-        folder = train_job(job, Path(options.job).parent, quiet=options.quiet, started_at=STARTED_AT)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(_resume_command(options, job)) from None
-    result = read_result(folder)
+    job, folder, result = _ran(options, train_job)
     shown = _shown_path(folder)
     said, upload = _mirrored(folder, job)
     lines = [
@@ -115,16 +122,10 @@ def train(options: argparse.Namespace) -> tuple[Answer, str]:
 
 def tune(options: argparse.Namespace) -> tuple[Answer, str]:
     """The search in the job's `search` section."""
-    from raynn.folder import finite, read_result
-    from raynn.job import Job
+    from raynn.folder import finite
     from raynn.tuner import tune as tune_job
 
-    job = Job.load(options.job, options.overrides)
-    try:
-        folder = tune_job(job, Path(options.job).parent, quiet=options.quiet, started_at=STARTED_AT)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(_resume_command(options, job)) from None
-    result = read_result(folder)
+    job, folder, result = _ran(options, tune_job)
     shown, best = _shown_path(folder), result["best"]
     said, upload = _mirrored(folder, job)
     settings = ", ".join(
@@ -180,17 +181,12 @@ def sync(options: argparse.Namespace) -> tuple[Answer, str]:
 
 def study(options: argparse.Namespace) -> tuple[Answer, str]:
     """What each regularizer is worth: an ablation over seeds."""
-    from raynn.folder import finite, read_result
-    from raynn.job import Job
+    from raynn.folder import finite
     from raynn.studies import study as study_job
     from raynn.studies import table_of
 
-    job = Job.load(options.job, options.overrides)
-    try:
-        folder = study_job(job, Path(options.job).parent, quiet=options.quiet, started_at=STARTED_AT)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(_resume_command(options, job)) from None
-    result, arms, shown = read_result(folder), table_of(folder), _shown_path(folder)
+    _, folder, result = _ran(options, study_job)
+    arms, shown = table_of(folder), _shown_path(folder)
     width = max(len(arm["arm"]) for arm in arms)
     lines = [
         f"{result['metric']} over {result['seeds']} seeds, 95 % intervals of paired differences; {_trials(result)}"

@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from ray.tune.search import Searcher
 
 from raynn.director import Director
 from raynn.errors import JobError, ResourceError
+from raynn.folder import write_json
 from raynn.job import ChangeSettings, Job
 from raynn.ledger import Trial
 from raynn.resources import ResourcesSettings
@@ -94,7 +95,7 @@ class Desk:
     director: Director
     folder: Path  # of the search
     job: Job
-    describe: Callable[[Path, Job], None]  # writes what a run folder holds before the first step
+    environment: dict[str, Any]  # of this machine, as each run folder has it
     measures_all: bool = False  # each trial in the end on the training rows and on the test set, too
     waiting: Trial | None = None  # to be run next
     of_tune: dict[int, Any] = field(default_factory=dict)  # Tune's trials by number
@@ -139,7 +140,8 @@ class Desk:
     def _prepare(self, trial: Trial) -> None:
         run, job = self.run_folder(trial), self.job_of(trial)
         (run / "checkpoints").mkdir(parents=True, exist_ok=True)
-        self.describe(run, job)
+        (run / "job.yaml").write_text(job.to_yaml())
+        write_json(run / "environment.json", self.environment | {"seed": job.optimization.seed})
         if trial.changes and trial.changes[-1].after_epoch == trial.epochs:
             self._take_over(run, trial)
 

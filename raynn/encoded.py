@@ -64,6 +64,11 @@ class EncodedBlocks:
             yield shaped_arrays(table, self.inputs)
 
 
+def itself(block: Any) -> Any:
+    """How a block that is a table of this process is fetched."""
+    return block
+
+
 def shaped_arrays(table: pa.Table, inputs: InputSpec) -> dict[str, NDArray[Any] | Ragged]:
     """An encoded table as arrays: `image` [N, C, H, W], `sequence` [N, T, C] (ragged where lengths differ), others
     [N, width] or [N].

@@ -146,6 +146,15 @@ def write_bad_rows(path: Path, rows: Iterable[BadRow]) -> None:
         path.unlink(missing_ok=True)
 
 
+def describe(folder: Path, job_yaml: str, seed: int, gpus: list[str], bad_rows: Iterable[BadRow]) -> dict[str, Any]:
+    """Writes what a run folder holds before the first step; returns what environment.json says."""
+    found = environment(seed, gpus)
+    (folder / "job.yaml").write_text(job_yaml)
+    write_json(folder / "environment.json", found)
+    write_bad_rows(folder / "bad_rows.jsonl", bad_rows)
+    return found
+
+
 def environment(seed: int, gpus: list[str]) -> dict[str, Any]:
     """Versions, machine and its GPUs, git commit of the current folder, seed."""
     return {

@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raynn.columns import ColumnSpec
+from raynn.encoded import itself
 from raynn.encodings import CategoricalEncoding, DateEncoding, Encoding, NumericEncoding
 from raynn.errors import DataError
 from raynn.fragments import BadRow
@@ -175,7 +176,7 @@ def within(
         columns[str(settings.time)] = time_column(steps.tick_S[step_S], steps.is_date)
         for spec in preprocessing.targets:
             columns[named("actual", spec.name, preprocessing)] = steps.table[spec.name].take(pa.array(step_S))
-        yield Horizons(last - first, windows.pieces(split, first, last, lambda table: table), pa.table(columns))
+        yield Horizons(last - first, windows.pieces(split, first, last, itself), pa.table(columns))
 
 
 def named(what: str, target: str, preprocessing: Preprocessing) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
+from raynn.encoded import itself
 from raynn.errors import DataError, RunError
 from raynn.forecast import Horizons, after_the_end, free_name, named, reading_plan, within
 from raynn.outputs import SPLITS, Trained, cannot_be_evaluated, outputs_of, shard_of
@@ -72,7 +73,7 @@ def windows_of_source(run: Trained, data: str) -> Shard:
     if not (count := windows.num_rows(SPLITS["test"])):
         needed = windows.inputs.window + windows.inputs.horizon
         raise DataError(f"{data} has no {needed} steps in a row to evaluate; give longer series")
-    return shard_of(run, windows.pieces(SPLITS["test"], 0, count, lambda table: table), count)
+    return shard_of(run, windows.pieces(SPLITS["test"], 0, count, itself), count)
 
 
 def _forecasts(run: Trained, horizons: Horizons) -> pa.Table:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from raynn.anatomy import Layer, first_filters, layers_of
 from raynn.batches import evaluation_batches
 from raynn.corpus import encoding_of
+from raynn.encoded import itself
 from raynn.errors import RaynnError, RunError
 from raynn.findings import ClassFindings, ForecastFindings, TokenFindings, ValueFindings, class_findings, spread
 from raynn.folder import check_run
@@ -248,7 +249,7 @@ def _class_counts(prepared: Prepared, num_classes: int) -> dict[str, list[int]]:
     counts = {}
     for name, split in SPLITS.items():
         counts[name] = [0] * num_classes
-        for piece in prepared.encoded.pieces(split, 0, prepared.encoded.num_rows(split), lambda table: table):
+        for piece in prepared.encoded.pieces(split, 0, prepared.encoded.num_rows(split), itself):
             target = piece["target"]
             assert isinstance(target, np.ndarray)
             for k, n in enumerate(np.bincount(target.astype(np.int64), minlength=num_classes)):

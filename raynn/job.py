@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_args
 from pydantic import AfterValidator, Field, JsonValue
 
 from raynn.ablation import StudySettings, study_problems
-from raynn.errors import JobError
+from raynn.errors import JobError, RunError
 from raynn.jobfile import Document, dump
 from raynn.lanes import MAX_LANES, lane_count
 from raynn.metrics import Task, metric_problem
@@ -187,6 +187,23 @@ class Job(Settings):
 def differences(a: Job, b: Job) -> list[str]:
     """What differs between two jobs, a line each: `dotted.key: value in a -> value in b`."""
     return list(_differences(a.model_dump(mode="json"), b.model_dump(mode="json"), ""))
+
+
+def refuse_changes(job: Job, folder: FilePath, may_differ: tuple[str, ...], noun: str = "run") -> None:
+    """That a job is the one that the run in `folder` began with, but for dotted keys that begin with `may_differ`.
+
+    Raises:
+        RunError: it is not; all that differs, a line each.
+    """
+    before = Job.load(folder / "job.yaml")
+    now = job.model_copy(update={"task": job.task or before.task})
+    changed = [line for line in differences(before, now) if not line.startswith(may_differ)]
+    if changed:
+        listed = "\n  ".join(changed)
+        raise RunError(
+            f"resume = true, but the job differs from the one that {folder} was started with:\n  {listed}\n"
+            f"undo the change, or run without resume=true to start a new {noun}"
+        )
 
 
 def cross_check(job: Job) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raynn.encoded import itself
 from raynn.errors import RunError
 from raynn.folder import write_json
 from raynn.image_quality import image_quality
@@ -43,7 +44,7 @@ def judge(run: str | Path, judge_run: str | Path, *, seed: int = 0) -> dict[str,
     encoded = prepared.encoded
 
     def split(number: int) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
-        pieces = list(encoded.pieces(number, 0, encoded.num_rows(number), lambda table: table))
+        pieces = list(encoded.pieces(number, 0, encoded.num_rows(number), itself))
         images = np.concatenate([np.asarray(piece["image"]) for piece in pieces])
         targets = [np.asarray(piece["target"]) for piece in pieces if "target" in piece]
         return images, np.concatenate(targets) if targets else None

@@ -18,7 +18,7 @@ from raynn.cleaning import clean
 from raynn.collectives import Workers
 from raynn.corpus import scored_source
 from raynn.documents import document_columns
-from raynn.encoded import shaped_arrays
+from raynn.encoded import itself, shaped_arrays
 from raynn.errors import DataError, RunError
 from raynn.folder import check_run, read_result
 from raynn.forecast import free_name
@@ -169,7 +169,7 @@ class Run:
         rows = prepared.encoded.num_rows(SPLITS[name])
         if not rows:
             raise RunError(f"the job has no {name} set; name the data: raynn evaluate {self.folder} DATA")
-        pieces = prepared.encoded.pieces(SPLITS[name], 0, rows, lambda table: table)
+        pieces = prepared.encoded.pieces(SPLITS[name], 0, rows, itself)
         return shard_of(self, pieces, rows)
 
     def _source_shard(self, data: str) -> Shard:
@@ -185,7 +185,7 @@ class Run:
         if self.preprocessing.task == "language_modeling":
             encoded = scored_source(plan, fragments, blocks, self.preprocessing, LocalDriver())
             rows = encoded.num_rows(TEST)
-            return shard_of(self, encoded.pieces(TEST, 0, rows, lambda table: table), rows)
+            return shard_of(self, encoded.pieces(TEST, 0, rows, itself), rows)
         tables = [self.preprocessing.encode(block, with_target=True) for block in blocks]
         whole = pa.concat_tables(tables).combine_chunks()
         if not whole.num_rows:

@@ -26,9 +26,10 @@ from raynn.collectives import Workers, gpu_names
 from raynn.data import RayDriver
 from raynn.desk import Desk, Slots, run_trials, slots_for
 from raynn.director import Director, Limits, Suggestion
+from raynn.encoded import itself
 from raynn.errors import JobError, RunError, TrainingError
-from raynn.folder import check_storage, claim, environment, newest, read_result, write_bad_rows, write_json
-from raynn.job import NOT_THE_RESULT, Job, differences
+from raynn.folder import check_storage, claim, describe, newest, read_result, write_json
+from raynn.job import NOT_THE_RESULT, Job, refuse_changes
 from raynn.ledger import FILE, Ledger, Trial
 from raynn.metrics import QUANTITIES
 from raynn.outcome import counts, write_trials
@@ -120,10 +121,7 @@ class _Study:
 
     def __post_init__(self) -> None:
         job = self.job
-        self.environment = environment(job.optimization.seed, gpu_names())
-        (self.folder / "job.yaml").write_text(job.to_yaml())
-        write_json(self.folder / "environment.json", self.environment)
-        write_bad_rows(self.folder / "bad_rows.jsonl", self.prepared.bad_rows)
+        here = describe(self.folder, job.to_yaml(), job.optimization.seed, gpu_names(), self.prepared.bad_rows)
         self.quantity = self.settings.quantity(self.prepared.task)
         self.seeds = range(job.optimization.seed, job.optimization.seed + self.settings.seeds)
         # seed by seed: trials of one seed share their data, and whole pairs are there early
@@ -134,7 +132,7 @@ class _Study:
         self.director = Director(
             self.ledger, self._suggested, Undisturbed(), limits, metric, QUANTITIES[self.quantity][0]
         )
-        self.desk = Desk(self.director, self.folder, job, self._describe, measures_all=True)
+        self.desk = Desk(self.director, self.folder, job, here, measures_all=True)
         self._write({})
 
     def run(self) -> Path:
@@ -144,7 +142,7 @@ class _Study:
         shutil.rmtree(scratch, ignore_errors=True)
         shards = None
         if self.job.resources.workers == 1:
-            shards = place_shards(self.prepared.encoded, _itself, self.job, Workers(), 1, scratch / "shared")
+            shards = place_shards(self.prepared.encoded, itself, self.job, Workers(), 1, scratch / "shared")
         self.ledger.begin_session()
         try:
             with ProgressWriter(self.folder, self._progress), ProgressLine(self.folder, quiet=self.quiet):
@@ -160,11 +158,6 @@ class _Study:
             return None
         arm, seed = self.planned[number]
         return {**arm.settings, "optimization.seed": seed}, {"arm": arm.name, "seed": seed}
-
-    def _describe(self, run: Path, job: Job) -> None:
-        """What a trial's run folder holds before its first step."""
-        (run / "job.yaml").write_text(job.to_yaml())
-        write_json(run / "environment.json", self.environment | {"seed": job.optimization.seed})
 
     def _progress(self) -> dict[str, Any]:
         trials = list(self.ledger.trials)
@@ -256,17 +249,9 @@ def _resumed(job: Job, storage: Path) -> Path:
     path = newest(storage, job.name)
     if not (path / STUDY).exists():
         raise RunError(f"resume = true, but {path} holds no study; run without resume=true to start one")
-    before = Job.load(path / "job.yaml")
-    now = job.model_copy(update={"task": job.task or before.task})
     may_differ = tuple(key for key in NOT_THE_RESULT if key != "study")
     may_differ = (*may_differ, "study.seeds", "study.concurrent_trials")
-    changed = [line for line in differences(before, now) if not line.startswith(may_differ)]
-    if changed:
-        listed = "\n  ".join(changed)
-        raise RunError(
-            f"resume = true, but the job differs from the one that {path} was started with:\n  {listed}\n"
-            "undo the change, or run without resume=true to start a new study"
-        )
+    refuse_changes(job, path, may_differ, "study")
     return path
 
 
@@ -274,10 +259,6 @@ def table_of(folder: Path) -> list[dict[str, Any]]:
     """The arms of a study that has ended, as study.json has them."""
     content: list[dict[str, Any]] = json.loads((folder / STUDY).read_text())["arms"]
     return content
-
-
-def _itself(table: Any) -> Any:
-    return table
 
 
 def _say(text: str) -> None:

@@ -17,10 +17,10 @@ from raynn import progress
 from raynn.checkpoint import load_newest
 from raynn.cluster import cluster
 from raynn.collectives import gpu_names
-from raynn.encoded import Encoded
+from raynn.encoded import Encoded, itself
 from raynn.errors import ResourceError, RunError, TrainingError
-from raynn.folder import check_storage, claim, environment, newest, write_bad_rows, write_json
-from raynn.job import NOT_THE_RESULT, Job, differences
+from raynn.folder import check_storage, claim, describe, newest, write_json
+from raynn.job import NOT_THE_RESULT, Job, refuse_changes
 from raynn.preparation import Driver, LocalDriver, Prepared, Understood, located, split_summary
 from raynn.progress import ProgressLine
 from raynn.report import conclude
@@ -81,7 +81,7 @@ def _train(
             _say(f"damaged, so the checkpoint before it is taken: {problem}")
     shutil.rmtree(run / "scratch", ignore_errors=True)  # of a driver that was killed
     (run / "result.json").unlink(missing_ok=True)  # of an attempt that failed
-    _describe(run, job, prepared)
+    describe(run, job.to_yaml(), job.optimization.seed, gpu_names(), prepared.bad_rows)
     assignment = Assignment(job.model_dump_json(), prepared.preprocessing.to_json(), str(run), started_at)
     with Mirroring(run, job.tracking):
         try:
@@ -129,26 +129,11 @@ def _resumed_run(job: Job, storage: Path) -> Path:
     run = newest(storage, job.name)
     if not (run / "job.yaml").exists():
         return run
-    before = Job.load(run / "job.yaml")
-    now = job.model_copy(update={"task": job.task or before.task})
-    if before.fingerprint() != now.fingerprint():
-        changed = [line for line in differences(before, now) if not line.startswith(NOT_THE_RESULT)]
-        raise RunError(
-            f"resume = true, but the job differs from the one that {run} was started with:\n  "
-            + "\n  ".join(changed)
-            + "\nundo the change, or run without resume=true to start a new run"
-        )
+    refuse_changes(job, run, NOT_THE_RESULT)
     ended = run / "result.json"
     if ended.exists() and '"failed"' not in ended.read_text():
         raise RunError(f"{run} has ended: nothing to resume; `raynn predict {run} DATA --out FILE.parquet` uses it")
     return run
-
-
-def _describe(run: Path, job: Job, prepared: Prepared) -> None:
-    """What the run folder holds before the first step."""
-    (run / "job.yaml").write_text(job.to_yaml())
-    write_json(run / "environment.json", environment(job.optimization.seed, gpu_names()))
-    write_bad_rows(run / "bad_rows.jsonl", prepared.bad_rows)
 
 
 def _failed(run: Path, reason: str) -> dict[str, Any]:
@@ -171,7 +156,7 @@ def _run_here(assignment: Assignment, prepared: Prepared) -> None:
     scratch = Path(assignment.folder) / "scratch"
 
     def place(encoded: Encoded, name: str = "") -> Shards:
-        return place_shards(encoded, lambda table: table, assignment.job, workers, 1, scratch / name)
+        return place_shards(encoded, itself, assignment.job, workers, 1, scratch / name)
 
     again = prepared.refit
     place_refit = None if again is None else partial(place, again, "refit")

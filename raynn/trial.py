@@ -17,7 +17,7 @@ import ray
 from ray import tune
 
 from raynn import progress
-from raynn.encoded import Encoded
+from raynn.encoded import Encoded, itself
 from raynn.errors import RaynnError
 from raynn.folder import read_result
 from raynn.job import Job
@@ -181,7 +181,7 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         else:
             prepared = _prepared(self.job, LocalDriver())
             preprocessing_json, encoded = prepared.preprocessing.to_json(), prepared.encoded
-            of_block = _itself
+            of_block = itself
         scratch = self.folder / "scratch"
         workers, tests = Workers(device=self.device), self.measures_all
         shards = place_shards(encoded, of_block, self.job, workers, 1, scratch, tests)
@@ -200,10 +200,6 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         job = self.job.after(len(self.history) - 1)
         stopped = decide(job.early_stopping, self.history).stop
         return stopped or len(self.history) >= job.optimization.max_epochs
-
-
-def _itself(table: Any) -> Any:
-    return table
 
 
 def _prepared(job: Job, driver: Any) -> Prepared:

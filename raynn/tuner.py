@@ -22,10 +22,11 @@ from raynn.collectives import Workers, gpu_names
 from raynn.data import RayDriver, fetch
 from raynn.desk import Desk, Slots, run_trials, slots_for
 from raynn.director import Director, Limits, Repeats
+from raynn.encoded import itself
 from raynn.errors import JobError, RunError, TrainingError
 from raynn.estimate import Pace, estimate, expected_epochs, seconds_left
-from raynn.folder import check_storage, claim, environment, newest, read_result, write_bad_rows, write_json
-from raynn.job import NOT_THE_RESULT, Job, differences
+from raynn.folder import check_storage, claim, describe, newest, read_result, write_json
+from raynn.job import NOT_THE_RESULT, Job, refuse_changes
 from raynn.lanes import Lanes
 from raynn.ledger import FILE, Ledger, Trial, value_at
 from raynn.loop import TrainingState, evaluate_shard, train_epochs
@@ -103,10 +104,9 @@ class _Search:
     quiet: bool
 
     def __post_init__(self) -> None:
-        self.environment = environment(self.job.optimization.seed, gpu_names())
-        (self.folder / "job.yaml").write_text(self.job.to_yaml())
-        write_json(self.folder / "environment.json", self.environment)
-        write_bad_rows(self.folder / "bad_rows.jsonl", self.prepared.bad_rows)
+        here = describe(
+            self.folder, self.job.to_yaml(), self.job.optimization.seed, gpu_names(), self.prepared.bad_rows
+        )
         assert self.job.search is not None
         self.settings = self.job.search
         self.ledger = Ledger(self.folder / FILE)
@@ -114,7 +114,7 @@ class _Search:
         kinds = {spec.kind for spec in self.prepared.preprocessing.features}
         any_length = self.prepared.preprocessing.input_spec.any_length
         self.director = director_of(self.job, self.ledger, self.slots, kinds, any_length)
-        self.desk = Desk(self.director, self.folder, self.job, self._describe)
+        self.desk = Desk(self.director, self.folder, self.job, here)
 
     def run(self) -> Path:
         """From wherever the search stands to its end."""
@@ -132,17 +132,12 @@ class _Search:
                 self._write_trials()
             return self._concluded()
 
-    def _describe(self, run: Path, job: Job) -> None:
-        """What a trial's run folder holds before its first step."""
-        (run / "job.yaml").write_text(job.to_yaml())
-        write_json(run / "environment.json", self.environment | {"seed": job.optimization.seed})
-
     def _shards(self) -> Shards | None:
         """Training and validation rows for trials of one worker, placed once for all of them."""
         if self.job.resources.workers > 1:
             return None
         scratch = self.folder / "scratch" / "shared"
-        return place_shards(self.prepared.encoded, _itself, self.job, Workers(), 1, scratch, tests=False)
+        return place_shards(self.prepared.encoded, itself, self.job, Workers(), 1, scratch, tests=False)
 
     def _shared(self) -> SharedData:
         """The prepared data, in Ray's object store: a node that runs trials holds them once."""
@@ -309,7 +304,7 @@ class _Search:
             return {}
         model = build_model(job, prepared.preprocessing)
         model.load_state_dict(load_file(run / "model" / "weights.safetensors"))
-        fetch_block = fetch if self.shards is None and prepared is self.prepared else _itself
+        fetch_block = fetch if self.shards is None and prepared is self.prepared else itself
         shard = build_shard(
             prepared.encoded.pieces(TEST, 0, rows, fetch_block),
             0,
@@ -392,22 +387,10 @@ def _resumed(job: Job, storage: Path) -> Path:
     search = newest(storage, job.name)
     if not (search / FILE).exists():
         raise RunError(f"resume = true, but {search} holds no search; run without resume=true to start one")
-    before = Job.load(search / "job.yaml")
-    now = job.model_copy(update={"task": job.task or before.task})
     may_differ = tuple(f"search.{key}" for key in ("trials", "budget", "max_failed_trials", "concurrent_trials"))
     may_differ = (*(key for key in NOT_THE_RESULT if key != "search"), *may_differ, "search.repeats", "search.winner")
-    changed = [line for line in differences(before, now) if not line.startswith(may_differ)]
-    if changed:
-        raise RunError(
-            f"resume = true, but the job differs from the one that {search} was started with:\n  "
-            + "\n  ".join(changed)
-            + "\nundo the change, or run without resume=true to start a new search"
-        )
+    refuse_changes(job, search, may_differ, "search")
     return search
-
-
-def _itself(table: Any) -> Any:
-    return table
 
 
 def _say(text: str) -> None:
