@@ -123,18 +123,16 @@ def train(options: argparse.Namespace) -> tuple[Answer, str]:
 def tune(options: argparse.Namespace) -> tuple[Answer, str]:
     """The search in the job's `search` section."""
     from raynn.folder import finite
+    from raynn.job import differences
     from raynn.tuner import tune as tune_job
 
     job, folder, result = _ran(options, tune_job)
     shown, best = _shown_path(folder), result["best"]
     said, upload = _mirrored(folder, job)
-    settings = ", ".join(
-        f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}"
-        for name, value in best["settings"].items()
-    )
+    found = [line for line in differences(job, job.with_settings(best["settings"])) if not line.startswith("search")]
     lines = [
         f"{sum(result['trials'].values())} trials: {_trials(result)}; {result['stop_reason']}",
-        f"best is trial {best['number']}: {settings or 'the job as it is'}",
+        f"best is trial {best['number']}: {', '.join(found) or 'the job as it is'}",
         _metrics_line(best["metrics"]),
         *_luck_lines(result),
         f"{result['seconds']:.0f} s in all, {result['device_hours']:.2g} device-hours",

@@ -101,15 +101,15 @@ def winner(ranked: Sequence[Trial], repeats: Sequence[Mapping[str, Any]]) -> Tri
     return ranked[0] if ranked else None
 
 
-def best_job_text(job: Job, found: Mapping[str, JsonValue], about: str) -> str:
-    """A job file that trains with the found settings: what differs from the defaults, and no search. `about` goes into
-    its first lines.
+def best_job_text(job: Job, about: str) -> str:
+    """A job file that trains a job with the found settings: what differs from the defaults, and no search. `about` goes
+    into its first lines.
     """
     left_out = {"search", "study", "resume", "name"}
     plain = job.model_dump(mode="json", exclude=left_out)
     start = {"data": plain["data"], "network": {"kind": plain["network"]["kind"]}}
     bare = Job.from_dict(start).model_dump(mode="json", exclude=left_out)
-    tree = _differing(plain, bare, tuple(found), "")
+    tree = _differing(plain, bare)
     tree["network"] = {"kind": plain["network"]["kind"]} | tree.get("network", {})
     data_bare = type(job.data).model_construct(train=()).model_dump(mode="json")
     tree["data"] = {key: value for key, value in plain["data"].items() if value != data_bare.get(key)}
@@ -118,14 +118,13 @@ def best_job_text(job: Job, found: Mapping[str, JsonValue], about: str) -> str:
     return "\n".join([*lines, dump({key: tree[key] for key in order})])
 
 
-def _differing(tree: Any, bare: Any, always: tuple[str, ...], name: str) -> dict[str, Any]:
-    """The keys of `tree` that `bare` has otherwise, or that are in `always`."""
+def _differing(tree: Any, bare: Any) -> dict[str, Any]:
+    """The keys of `tree` that `bare` has otherwise."""
     kept: dict[str, Any] = {}
     for key, value in tree.items():
-        path = f"{name}.{key}" if name else key
         if isinstance(value, dict) and isinstance(bare.get(key), dict):
-            if inner := _differing(value, bare[key], always, path):
+            if inner := _differing(value, bare[key]):
                 kept[key] = inner
-        elif path in always or key not in bare or bare[key] != value:
+        elif key not in bare or bare[key] != value:
             kept[key] = value
     return kept

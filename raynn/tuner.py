@@ -244,7 +244,7 @@ class _Search:
         shutil.copytree(run / "model", self.folder / "model")
         job = self.desk.job_of(best).model_copy(update={"storage": self.job.storage})
         about = self._about(best, result)
-        (self.folder / "job.best.yaml").write_text(best_job_text(job, best.settings, about))
+        (self.folder / "job.best.yaml").write_text(best_job_text(job, about))
         write_json(self.folder / "result.json", result)
         if self.job.report:
             conclude(self.folder, (lambda text: None) if self.quiet else _say)

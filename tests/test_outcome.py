@@ -65,22 +65,23 @@ def test_the_winner_is_the_best_over_seeds_where_the_best_were_repeated() -> Non
     assert winner([], []) is None
 
 
-def test_the_job_file_holds_what_differs_from_the_defaults_and_what_was_found(tmp_path: Path) -> None:
-    """A default of the kind of network, of the section, and a found value that equals the default."""
+def test_the_job_file_holds_what_differs_from_the_defaults(tmp_path: Path) -> None:
+    """Those of the section, and those that the kind of network brings."""
     job = Job.from_dict(
         {
             "data": {"train": "rows.parquet", "target": "y"},
             "network": {"kind": "rnn", "hidden": 32},
+            "regularization": {"dropout": 0.1, "weight_decay": 0.0},
             "optimization": {"max_epochs": 7},
             "search": {"space": {DROPOUT: {"uniform": [0.0, 0.5]}}},
         }
     )
-    text = best_job_text(job, {DROPOUT: 0.1}, "Found so.\nIn two lines.")
+    text = best_job_text(job, "Found so.\nIn two lines.")
     assert text.startswith("# Found so.\n# In two lines.\n")
     assert yaml.safe_load(text) == {
         "data": {"train": "rows.parquet", "target": "y"},
         "network": {"kind": "rnn", "hidden": 32},
-        "regularization": {"dropout": 0.1},
+        "regularization": {"weight_decay": 0.0},
         "optimization": {"max_epochs": 7},
     }
     (tmp_path / "best.yaml").write_text(text)
