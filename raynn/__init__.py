@@ -83,6 +83,7 @@ data, worker, trainer, trial, desk and tuner, `wandb` in sweeps and dashboard.
     penalties.py       weights, outputs and states kept small
     perturbation.py    weights that are elsewhere while a gradient is computed
     averaging.py       averages of weights, scored and kept
+    norms.py           how large each layer's weights and gradient are, once an epoch
     optimization.py    optimizer and learning rate as functions of the step
     evaluation.py      metrics of a whole split, over all workers
     networks/          WHO learns: one file per type, named in one table

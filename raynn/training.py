@@ -22,6 +22,8 @@ from raynn.errors import TrainingError
 from raynn.folder import write_json
 from raynn.job import Job
 from raynn.loop import Record, TrainingState, evaluate_shard, train_epochs
+from raynn.norms import FILE as NORMS
+from raynn.norms import norm_records
 from raynn.objectives import with_split
 from raynn.preprocessing import Preprocessing
 from raynn.progress import ProgressWriter
@@ -153,6 +155,9 @@ def _trained(
     preprocessing = assignment.preprocessing
     inputs = preprocessing.input_spec
     clock = _Clock(time.perf_counter(), len(state.history))
+    norms = None
+    if tracker and refit is None:
+        norms = Tracker(Path(assignment.folder), norm_records(state.model, state.history, state.norms_E2L), NORMS)
 
     def progress() -> dict[str, Any]:
         return _progress(job, state, shards.train, clock, refit)
@@ -164,6 +169,8 @@ def _trained(
                 for record in train_epochs(now, inputs, state, shards.train, shards.validation, workers, until, refit):
                     if tracker:
                         save_checkpoint(checkpoints, len(state.history), state.to_dict())
+                        if norms:  # before the metrics, so that who reads both finds both
+                            norms.write(norm_records(state.model, [record], state.norms_E2L[-1:])[0])
                         tracker.write(record)
                     yield record
                 if len(state.history) == until < job.optimization.max_epochs:

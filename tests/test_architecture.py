@@ -97,6 +97,7 @@ ORDER = (
     "penalties",
     "perturbation",
     "averaging",
+    "norms",
     "optimization",
     "evaluation",
     "networks.layers",
