@@ -183,7 +183,8 @@ def study(options: argparse.Namespace) -> tuple[Answer, str]:
     from raynn.studies import study as study_job
     from raynn.studies import table_of
 
-    _, folder, result = _ran(options, study_job)
+    job, folder, result = _ran(options, study_job)
+    said, upload = _mirrored(folder, job)
     arms, shown = table_of(folder), _shown_path(folder)
     width = max(len(arm["arm"]) for arm in arms)
     lines = [
@@ -193,8 +194,8 @@ def study(options: argparse.Namespace) -> tuple[Answer, str]:
         parts = [f"{arm['arm']:<{width}}  {_with_interval(arm['test'])}"]
         parts += [f"{key.replace('_', ' ')} {_with_interval(arm[key])}" for key in ("gain", "gap") if arm[key]]
         lines.append("  ".join(parts))
-    lines.append(f"{shown}; next: open {shown}/report.html")
-    return finite(result | {"run": str(folder), "arms": arms}), "\n".join(lines)
+    lines += [*said, f"{shown}; next: open {shown}/report.html{upload}"]
+    return finite(result | {"run": str(folder), "arms": arms} | _wandb(folder)), "\n".join(lines)
 
 
 def _trials(result: Mapping[str, Any]) -> str:

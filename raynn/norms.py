@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.linalg import vector_norm
 
-FILE = "norms.jsonl"
 KINDS = ("weight", "gradient")
 
 

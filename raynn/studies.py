@@ -28,7 +28,7 @@ from raynn.desk import Desk, Slots, run_trials, slots_for
 from raynn.director import Director, Limits, Suggestion
 from raynn.encoded import itself
 from raynn.errors import JobError, RunError, TrainingError
-from raynn.folder import check_storage, claim, describe, newest, read_result, write_json
+from raynn.folder import STUDY, check_storage, claim, describe, newest, read_result, write_json
 from raynn.job import NOT_THE_RESULT, Job, refuse_changes
 from raynn.ledger import FILE, Ledger, Trial
 from raynn.metrics import QUANTITIES
@@ -40,8 +40,8 @@ from raynn.regularization import applicable, knob_specs
 from raynn.report import conclude
 from raynn.schedulers import Undisturbed
 from raynn.splits import TEST
-from raynn.study_report import FILE as STUDY
 from raynn.tasks import checked, prepare_job, understand_job
+from raynn.tracking import Mirroring, check_tracking
 from raynn.trial import SharedData
 
 TABLE = "study.parquet"
@@ -68,6 +68,7 @@ def study(job: Job, folder: Path | None = None, *, quiet: bool = True, started_a
         changed["optimization"] = job.optimization.model_copy(update={"max_epochs": settings.epochs})
     job = job.model_copy(update=changed)
     storage = check_storage(job.storage)
+    check_tracking(job.tracking)
     resumed = _resumed(job, storage) if job.resume else None
     understood = understand_job(job, folder or Path())
     at_least = settings.concurrent_trials if settings.concurrent_trials != "auto" else 1
@@ -144,13 +145,14 @@ class _Study:
         if self.job.resources.workers == 1:
             shards = place_shards(self.prepared.encoded, itself, self.job, Workers(), 1, scratch / "shared")
         self.ledger.begin_session()
-        try:
-            with ProgressWriter(self.folder, self._progress), ProgressLine(self.folder, quiet=self.quiet):
-                run_trials(self.desk, SharedData.of(self.job, self.prepared, shards), self.slots)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-            (self.folder / progress.FILE).unlink(missing_ok=True)
-        return self._concluded()
+        with Mirroring(self.folder, self.job.tracking):
+            try:
+                with ProgressWriter(self.folder, self._progress), ProgressLine(self.folder, quiet=self.quiet):
+                    run_trials(self.desk, SharedData.of(self.job, self.prepared, shards), self.slots)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+                (self.folder / progress.FILE).unlink(missing_ok=True)
+            return self._concluded()
 
     def _suggested(self, number: int, trials: Sequence[Trial]) -> Suggestion | None:
         """The plan's next trial."""

@@ -12,10 +12,10 @@ from typing import Any
 from raynn import page as html
 from raynn.charts import Chart, Line, bars, lines_chart
 from raynn.errors import RunError
+from raynn.folder import STUDY
 from raynn.page import Page
 from raynn.progress import duration
 
-FILE = "study.json"
 WORDS = {"better": "helps", "worse": "hurts", "unclear": "unclear"}
 METHOD = (
     "All arms have the same seeds, which means the same splits, initial weights and order of rows, and are compared in "
@@ -48,7 +48,7 @@ class Study:
 
 def is_study(folder: Path) -> bool:
     """Whether the folder is that of a study."""
-    return (folder / FILE).exists()
+    return (folder / STUDY).exists()
 
 
 def read_study(folder: Path) -> Study:
@@ -58,10 +58,10 @@ def read_study(folder: Path) -> Study:
         RunError: study.json is damaged.
     """
     try:
-        content = json.loads((folder / FILE).read_text())
+        content = json.loads((folder / STUDY).read_text())
         result = json.loads((folder / "result.json").read_text()) if (folder / "result.json").exists() else {}
     except (OSError, ValueError) as error:
-        raise RunError(f"{folder / FILE} is damaged ({error}); continue the study, which writes it anew") from None
+        raise RunError(f"{folder / STUDY} is damaged ({error}); continue the study, which writes it anew") from None
     return Study(folder, content, result)
 
 

@@ -19,10 +19,9 @@ from raynn.batches import TrainingShard
 from raynn.checkpoint import load_newest, save_checkpoint
 from raynn.collectives import Workers
 from raynn.errors import TrainingError
-from raynn.folder import write_json
+from raynn.folder import NORMS, write_json
 from raynn.job import Job
 from raynn.loop import Record, TrainingState, evaluate_shard, train_epochs
-from raynn.norms import FILE as NORMS
 from raynn.norms import norm_records
 from raynn.objectives import with_split
 from raynn.preprocessing import Preprocessing

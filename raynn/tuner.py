@@ -25,7 +25,7 @@ from raynn.director import Director, Limits, Repeats
 from raynn.encoded import itself
 from raynn.errors import JobError, RunError, TrainingError
 from raynn.estimate import Pace, estimate, expected_epochs, seconds_left
-from raynn.folder import check_storage, claim, describe, newest, read_result, write_json
+from raynn.folder import WINNER, check_storage, claim, describe, newest, read_result, write_json
 from raynn.job import NOT_THE_RESULT, Job, refuse_changes
 from raynn.lanes import Lanes
 from raynn.ledger import FILE, Ledger, Trial, value_at
@@ -44,7 +44,7 @@ from raynn.shards import build_shard
 from raynn.splits import TEST
 from raynn.suggestions import suggest
 from raynn.tasks import build_model, checked, prepare_job, understand_job
-from raynn.tracking import Mirroring, check_tracking
+from raynn.tracking import Mirroring, TrackingSettings, check_tracking
 from raynn.trainer import train
 from raynn.training import Shards, save_model
 from raynn.trial import SharedData, preparation_key
@@ -253,10 +253,11 @@ class _Search:
     def _retrained(self, best: Trial) -> tuple[Path, dict[str, float]]:
         """The winner trained once more, on training and validation rows together for the length that it has found."""
         job = self.desk.job_of(best).model_copy(
-            update={"name": "winner", "storage": str(self.folder), "refit": True, "resume": False}
+            update={"name": WINNER, "storage": str(self.folder), "refit": True, "resume": False}
+            | {"tracking": TrackingSettings()}  # the search's own mirrors show it, in the search's group
         )
-        if (self.folder / "winner").exists():
-            shutil.rmtree(self.folder / "winner")
+        if (self.folder / WINNER).exists():
+            shutil.rmtree(self.folder / WINNER)
         run = train(job, quiet=self.quiet)
         metrics = read_result(run)["metrics"]
         return run, {key: value for key, value in metrics.items() if key.startswith("test/")}

@@ -16,8 +16,9 @@ from torch import nn
 
 import raynn.loop
 from raynn.checkpoint import load_newest, save_checkpoint
+from raynn.folder import NORMS
 from raynn.job import Job
-from raynn.norms import FILE, norm_records, norms_of, own_parameters
+from raynn.norms import norm_records, norms_of, own_parameters
 from raynn.trainer import train
 
 
@@ -33,7 +34,7 @@ class Tied(nn.Module):
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / FILE).read_text().splitlines()]
+    return [json.loads(line) for line in (run / NORMS).read_text().splitlines()]
 
 
 def test_norms_are_those_of_float64() -> None:
@@ -117,5 +118,5 @@ def test_the_file_has_each_epoch_once_after_a_crash_at_its_worst(garden: Path, t
     # killed after norms.jsonl had an epoch that no checkpoint has, in the middle of a line
     shutil.rmtree(run / "checkpoints" / "epoch-00005")
     (run / "result.json").unlink()
-    (run / FILE).write_text("".join(json.dumps(each) + "\n" for each in whole) + '{"epoch": 6, "st')
+    (run / NORMS).write_text("".join(json.dumps(each) + "\n" for each in whole) + '{"epoch": 6, "st')
     assert lines(train(Job.from_dict(job, ["resume=true"]))) == whole
