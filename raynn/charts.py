@@ -98,11 +98,14 @@ def lines_chart(
     marks: Sequence[Mark] = (),
     log_y: bool = False,
     category: bool = False,
+    slanted: bool = False,
     note: str = "",
     height: int = 300,
     wide: bool = False,
 ) -> Chart:
-    """Curves over one axis, with the space between two of them shaded where asked."""
+    """Curves over one axis, with the space between two of them shaded where asked; `slanted` are names of categories
+    of which each is to be read.
+    """
     series: list[Option] = []
     if gap is not None:
         series.append({"type": "custom", "name": gap_name, "renderItem": "fn:gap", "silent": True, "z": 1})
@@ -137,13 +140,17 @@ def lines_chart(
             ],
         }
     names = [line.name for line in lines] + ([gap_name] if gap is not None else [])
+    grid = _grid(x_name, legend=len(names) > 1 or bool(marks))
+    if slanted:
+        grid["bottom"] += min(80, 10 + 4 * max((len(str(word)) for word in x), default=0))
     option = {
-        "grid": _grid(x_name, legend=len(names) > 1 or bool(marks)),
+        "grid": grid,
         "legend": {"top": 0, "left": 0, "data": names, "show": len(names) > 1},
         "tooltip": {"trigger": "axis", "valueFormatter": "fn:number"},
         "xAxis": {"type": "category", "data": list(x), "name": x_name, "nameLocation": "middle"}
+        | ({"axisLabel": {"rotate": 30, "interval": 0, "hideOverlap": False}} if slanted else {})
         if category
-        else axis(x_name, min="dataMin", max="dataMax"),
+        else axis(x_name, min="dataMin", max="dataMax", minInterval=1 if x_name == "epoch" else 0),
         "yAxis": axis(y_name, "log" if log_y else "value", nameGap=40),
         "series": series,
         "dataZoom": [{"type": "inside", "zoomOnMouseWheel": "ctrl"}],

@@ -102,7 +102,9 @@ def _estimate(found: dict[str, Any] | None, signed: bool = False) -> str:
     if found is None:
         return "\u2013"
     text = f"{found['mean']:{'+' if signed else ''}.4g}"
-    return text if found["low"] is None else f"{text} \u00b1 {found['high'] - found['mean']:.2g}"
+    return (
+        text if found["low"] is None else f"{text}\u00a0\u00b1\u00a0{found['high'] - found['mean']:.2g}"
+    )  # on one line
 
 
 def _gains(study: Study, told: Sequence[dict[str, Any]]) -> Iterator[Chart]:
@@ -136,6 +138,7 @@ def _gaps(study: Study, told: Sequence[dict[str, Any]]) -> Iterator[Chart]:
         quantity,
         gap=(lines[0].y, lines[2].y),
         category=True,
+        slanted=True,
         note="Means over seeds; the band is the gap.",
         height=360,
     )

@@ -166,7 +166,8 @@ class Tab:
     def picture(self, path: Path, *, whole: bool = False) -> None:
         """A screenshot as PNG, of the window or of the whole page."""
         if whole:
-            self.run("(() => { for (const id of Object.keys(raynn.charts)) raynn.draw(id); })()")
+            draw = "for (const id of Object.keys(raynn.charts)) raynn.draw(id)"
+            self.run(f"(() => {{ {draw}; scrollTo({{top: 0, behavior: 'instant'}}); }})()")
         data = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
         path.write_bytes(base64.b64decode(data))
 

@@ -68,6 +68,19 @@ def test_the_mouse_over_a_curve_tells_its_numbers(page: Path, browser: Browser) 
     tab.close()
 
 
+def test_the_mouse_over_a_norm_tells_its_layer_and_epoch(page: Path, browser: Browser) -> None:
+    tab = browser.open(page)
+    key = chart_id(tab, "Gradient norms")
+    left, top, _, _ = tab.place_of(f"#{key}")
+    tab.wait(f"raynn.drawn.has({key!r})")
+    x, y = tab.run(f"raynn.drawn.get({key!r}).convertToPixel({{xAxisIndex: 0, yAxisIndex: 0}}, ['2', 'head'])")
+    tab.move(left + x, top + y)
+    tab.wait(f"[...document.querySelectorAll('#{key} > div')].some((e) => "
+             "/gradient norm [^]*head, epoch 2/.test(e.textContent))")  # fmt: skip
+    assert tab.complaints() == []
+    tab.close()
+
+
 def test_the_keyboard_walks_along_a_curve(page: Path, browser: Browser) -> None:
     tab = browser.open(page)
     key = chart_id(tab, "Loss, training and validation")
