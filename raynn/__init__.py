@@ -4,7 +4,7 @@ The verbs are the commands': `Job.load(path)`, `train(job)`, `tune(job)`, `evalu
 They load PyTorch and Ray when first used; `import raynn` alone loads neither.
 
 The map of the house, from the ground up. A module imports only modules above it here; `ray` appears in cluster,
-data, worker, trainer, trial, desk and tuner, `wandb` in sweeps and dashboard.
+data, restarts, worker, trainer, trial, desk and tuner, `wandb` in sweeps and dashboard.
 
     errors.py          the exception tree; each message: field, value, relation, remedy
     settings.py        Settings: frozen, no unknown key; the only base class of a job's sections
@@ -108,6 +108,7 @@ data, worker, trainer, trial, desk and tuner, `wandb` in sweeps and dashboard.
     placement.py       which rows a worker holds, and where
     cluster.py         the Ray cluster a command works on
     data.py            the same preparation, mapped over a cluster by Ray Data
+    restarts.py        how a group of workers starts anew: after a fault, elsewhere, larger
     worker.py          what each Ray Train worker runs
     outputs.py         what a run's network gives for encoded rows, and the columns of a prediction
     forecasts.py       what it says of series: after their end, and of windows

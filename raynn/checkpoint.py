@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -51,6 +52,18 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Writes a .safetensors file.
+
+    Raises:
+        OSError: it cannot be written; the library has an error of its own for that, too.
+    """
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
 def save_checkpoint(folder: Path, epoch: int, state: dict[str, Any], keep: int = 2) -> Path:
     """Writes `folder/epoch-<epoch>` and removes all but the newest `keep`; tensors of any device and layout."""
     tensors: dict[str, Tensor] = {}
@@ -59,7 +72,20 @@ def save_checkpoint(folder: Path, epoch: int, state: dict[str, Any], keep: int =
     partial = folder / f"partial-{epoch:05d}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(tensors, partial / "tensors.safetensors")
+    try:
+        _write(partial, tensors, tree)
+    except OSError:  # a full disk, say: the room that this one takes is needed
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+    for old in sorted(folder.glob(f"{PREFIX}*"))[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def _write(partial: Path, tensors: dict[str, Tensor], tree: Any) -> None:
+    save_tensors(tensors, partial / "tensors.safetensors")
     (partial / "state.json").write_text(json.dumps(tree))
     sums = {name: _sha256(partial / name) for name in ("tensors.safetensors", "state.json")}
     (partial / "checksums.json").write_text(json.dumps(sums))
@@ -67,11 +93,6 @@ def save_checkpoint(folder: Path, epoch: int, state: dict[str, Any], keep: int =
         handle = os.open(path, os.O_RDONLY)
         os.fsync(handle)
         os.close(handle)
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
-    for old in sorted(folder.glob(f"{PREFIX}*"))[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    return target
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -67,17 +67,17 @@ def slots_for(
     available = ray.cluster_resources() if available is None else available
     cpus, gpus = float(resources.cpus_per_worker or 1), resources.gpus_per_worker
     if gpus == "auto":
-        gpus = 1.0 if available.get("GPU", 0) >= resources.workers else 0.0
-    room = available.get("CPU", 0) / (cpus * resources.workers)
+        gpus = 1.0 if available.get("GPU", 0) >= resources.max_workers else 0.0
+    room = available.get("CPU", 0) / (cpus * resources.max_workers)
     if gpus:
         # a GPU is shared by whole trials: of 0.4 of one, two fit
         shares = available.get("GPU", 0) * (int(1 / gpus) if gpus < 1 else 1 / gpus)
-        room = min(room, shares / resources.workers)
+        room = min(room, shares / resources.max_workers)
     most = int(room + 1e-9)
     if most < 1 or (asked != "auto" and asked > most):
         wanted = 1 if asked == "auto" else asked
         raise ResourceError(
-            f"{wanted} trial{'s' if wanted > 1 else ''} at a time with resources.workers = {resources.workers}, "
+            f"{wanted} trial{'s' if wanted > 1 else ''} at a time with resources.workers = {resources.max_workers}, "
             f"cpus_per_worker = {cpus:g} and {gpus:g} GPUs a worker need more than the cluster's "
             f"{available.get('CPU', 0):g} CPUs and {available.get('GPU', 0):g} GPUs; use fewer workers, fewer "
             f"{by}.concurrent_trials, or a larger cluster"
@@ -277,7 +277,7 @@ def run_trials(desk: Desk, shared: SharedData, slots: Slots) -> None:
     for name in ("ray.tune", "ray.train", "ray"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     # several workers hold their own resources; what drives them takes next to nothing
-    many = desk.job.resources.workers > 1
+    many = desk.job.resources.max_workers > 1
     resources = {"CPU": 0, "memory": 1} if many else {"CPU": slots.cpus, "GPU": slots.gpus}
     trainable = tune.with_parameters(TrialActor, shared=shared, threads=slots.threads)
     scratch = desk.folder / "scratch"

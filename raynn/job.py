@@ -213,6 +213,9 @@ def cross_check(job: Job) -> list[tuple[str, str]]:
 
 def _rest(job: Job) -> Iterator[tuple[str, str]]:
     yield from _change_problems(job)
+    if not isinstance(job.resources.workers, int) and (job.search or job.study):
+        section = "search" if job.search else "study"
+        yield "resources.workers", f"must be a number in a job with `{section}`, which shares the cluster among trials"
     yield from _search_problems(job)
     yield from study_problems(job.study, job.task) if job.study else ()
 
@@ -259,9 +262,13 @@ def _relations(job: Job) -> Iterator[tuple[str, str, tuple[str, ...]]]:
         nearest = min(divisors, key=lambda n: abs(n - pieces))
         message = f"must divide global_batch_size = {rows}, as {nearest} does"
         yield "optimization.accumulate", message, ("optimization.global_batch_size",)
-    if job.resources.workers > lane_count(rows):
+    fewest, most = job.resources.min_workers, job.resources.max_workers
+    elastic = not isinstance(job.resources.workers, int)
+    if fewest > most:
+        yield "resources.workers.min", f"must be at most resources.workers.max = {most}", ()
+    if most > lane_count(rows):
         yield (
-            "resources.workers",
+            "resources.workers.max" if elastic else "resources.workers",
             f"must be at most {lane_count(rows)}, the lanes that optimization.global_batch_size = {rows} is cut into: "
             f"use fewer workers, or a batch with a larger divisor up to {MAX_LANES}",
             ("optimization.global_batch_size",),

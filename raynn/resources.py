@@ -9,15 +9,24 @@ from pydantic import Field
 from raynn.settings import Settings
 
 
+class WorkerRange(Settings):
+    """As many workers as there is room for, within bounds; the batches, hence the losses, are the same."""
+
+    min: Annotated[int, Field(ge=1, description="with less room training waits, and in the end fails")]
+    max: Annotated[int, Field(ge=1, description="never more, whatever room there is")]
+
+
 class ResourcesSettings(Settings):
     """Workers and memory.
+
+    `workers` is a number, or `{min: 1, max: 8}`: the group shrinks when a node goes and grows when one comes.
 
     `driver` auto: one worker without a cluster address trains in this process, anything else through Ray.
     `residence` auto: a worker's shard is held in memory where it fits `memory_gib` (a share of what is free
     when not given), else in a memory-mapped file on its disk; the batches are the same.
     """
 
-    workers: Annotated[int, Field(ge=1)] = 1
+    workers: Annotated[int, Field(ge=1)] | WorkerRange = 1
     gpus_per_worker: Literal["auto"] | Annotated[float, Field(ge=0.0)] = "auto"
     cpus_per_worker: Annotated[int, Field(ge=1)] | None = None
     max_failures: Annotated[int, Field(ge=0)] = 3
@@ -25,3 +34,16 @@ class ResourcesSettings(Settings):
     residence: Literal["auto", "memory", "disk"] = "auto"
     memory_gib: Annotated[float, Field(gt=0.0)] | None = None
     timeout_s: Annotated[float, Field(gt=0.0)] = 120.0
+    wait_s: Annotated[float, Field(ge=0.0, description="how long nodes that an autoscaler starts are waited for")] = (
+        900.0
+    )
+
+    @property
+    def min_workers(self) -> int:
+        """The fewest that train."""
+        return self.workers if isinstance(self.workers, int) else self.workers.min
+
+    @property
+    def max_workers(self) -> int:
+        """The most that train."""
+        return self.workers if isinstance(self.workers, int) else self.workers.max

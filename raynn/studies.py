@@ -73,8 +73,8 @@ def study(job: Job, folder: Path | None = None, *, quiet: bool = True, started_a
     resumed = _resumed(job, storage) if job.resume else None
     understood = understand_job(job, folder or Path())
     at_least = settings.concurrent_trials if settings.concurrent_trials != "auto" else 1
-    with cluster(job.resources.workers * (job.resources.cpus_per_worker or 1) * at_least):
-        driver: Driver = RayDriver() if job.resources.workers > 1 else RememberingDriver()
+    with cluster(job.resources.max_workers * (job.resources.cpus_per_worker or 1) * at_least):
+        driver: Driver = RayDriver() if job.resources.max_workers > 1 else RememberingDriver()
         prepared = prepare_job(job, understood, driver)
         job = checked(job.model_copy(update={"task": prepared.task}), prepared)
         if not prepared.encoded.num_rows(TEST):
@@ -143,7 +143,7 @@ class _Study:
         scratch = self.folder / "scratch"
         shutil.rmtree(scratch, ignore_errors=True)
         shards = None
-        if self.job.resources.workers == 1:
+        if self.job.resources.max_workers == 1:
             shards = place_shards(self.prepared.encoded, itself, self.job, Workers(), 1, scratch / "shared")
         self.ledger.begin_session()
         with Mirroring(self.folder, self.job.tracking):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -9,9 +10,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raynn import progress
 from raynn.cache import RememberingDriver
@@ -23,11 +26,16 @@ from raynn.errors import ResourceError, RunError, TrainingError
 from raynn.folder import check_storage, claim, describe, newest, write_json
 from raynn.job import NOT_THE_RESULT, Job, refuse_changes
 from raynn.preparation import Driver, Prepared, Understood, located, split_summary
+from raynn.problems import show
 from raynn.progress import ProgressLine
 from raynn.report import conclude
+from raynn.resources import ResourcesSettings
 from raynn.tasks import checked, prepare_job, understand_job
 from raynn.tracking import Mirroring, check_tracking
 from raynn.training import Assignment, Shards, run_training
+
+if TYPE_CHECKING:
+    from raynn.restarts import Place
 
 CONTROLLER_FAILURE_LIMIT = 3
 
@@ -53,7 +61,7 @@ def train(job: Job, folder: Path | None = None, *, quiet: bool = True, started_a
     understood = understand_job(job, folder or Path())
     if not uses_ray(job):
         return _train(job, understood, RememberingDriver(), _run_here, resumed or storage, started_at, quiet)
-    with cluster(job.resources.workers * (job.resources.cpus_per_worker or 1)):
+    with cluster(job.resources.max_workers * (job.resources.cpus_per_worker or 1)):
         from raynn.data import RayDriver
 
         return _train(job, understood, RayDriver(), _run_on_ray, resumed or storage, started_at, quiet)
@@ -89,8 +97,9 @@ def _train(
             with ProgressLine(run, quiet=quiet):
                 run_training_on(assignment, prepared)
         except Exception as error:
-            write_json(run / "result.json", _failed(run, str(error)))
-            _leave_report(job, run, quiet)
+            with suppress(OSError):  # where the disk is full, the error above says so
+                write_json(run / "result.json", _failed(run, str(error)))
+                _leave_report(job, run, quiet)
             raise
         finally:
             shutil.rmtree(run / "scratch", ignore_errors=True)
@@ -112,11 +121,11 @@ def _say(text: str) -> None:
 def uses_ray(job: Job) -> bool:
     """Whether Ray trains this job: several workers, a cluster's address in the environment, or as asked."""
     if job.resources.driver == "auto":
-        return job.resources.workers > 1 or bool(os.environ.get("RAY_ADDRESS"))
-    if job.resources.driver == "local" and job.resources.workers > 1:
+        return job.resources.max_workers > 1 or bool(os.environ.get("RAY_ADDRESS"))
+    if job.resources.driver == "local" and job.resources.max_workers > 1:
         raise ResourceError(
             f"resources.driver = 'local' trains one worker in this process, and resources.workers = "
-            f"{job.resources.workers}; set resources.workers=1, or resources.driver=ray"
+            f"{_asked(job.resources)}; set resources.workers=1, or resources.driver=ray"
         )
     return job.resources.driver == "ray"
 
@@ -171,6 +180,11 @@ def _run_on_ray(assignment: Assignment, prepared: Prepared) -> None:
     fit_workers(assignment, prepared.encoded, refit=prepared.refit)
 
 
+def _asked(resources: ResourcesSettings) -> str:
+    """`workers` as the job says it."""
+    return show(resources.model_dump()["workers"])
+
+
 def fit_workers(assignment: Assignment, encoded: Encoded, gate: Any = None, refit: Encoded | None = None) -> None:
     """Ray Train: a group of workers, restarted from the newest checkpoint up to `max_failures` times. With a `gate` (a
     handle of `worker.Gate`) they wait there after each epoch; `refit` are the rows of a second training.
@@ -179,50 +193,101 @@ def fit_workers(assignment: Assignment, encoded: Encoded, gate: Any = None, refi
         ResourceError: the cluster is too small.
         TrainingError: training failed.
     """
+    from raynn.restarts import Left, timeouts
+
+    place, config = _place(assignment.job.resources), {"encoded": encoded, "refit": refit, "gate": gate}
+    outcome: Any = None
+    with timeouts(assignment.job.resources):
+        for attempt in count():
+            left = outcome
+            outcome = _fit(assignment, config | {"assignment": assignment, "place": place, "left": left}, attempt)
+            if not isinstance(outcome, Left):
+                break
+    if outcome is not None:
+        raise outcome
+
+
+def _place(resources: ResourcesSettings) -> Place:
+    """What a worker takes of a node.
+
+    Raises:
+        ResourceError: the cluster has no room for the fewest.
+    """
+    import ray
+
+    from raynn.restarts import Place
+
+    workers = resources.min_workers
+    cpus, gpus = resources.cpus_per_worker or 1, resources.gpus_per_worker
+    available = ray.cluster_resources()
+    if gpus == "auto":
+        gpus = 1.0 if available.get("GPU", 0) >= workers else 0.0
+    for name, wanted in (("CPU", cpus * workers), ("GPU", gpus * workers)):
+        if wanted > available.get(name, 0):
+            key = "resources.workers" if isinstance(resources.workers, int) else "resources.workers.min"
+            raise ResourceError(
+                f"{key} = {workers} asks for {wanted:g} {name}s and the cluster has "
+                f"{available.get(name, 0):g}; use fewer workers, or a larger cluster"
+            )
+    return Place(cpus, gpus)
+
+
+def _fit(assignment: Assignment, config: dict[str, Any], attempt: int) -> Any:
+    """One call of Ray Train: what the first worker returns.
+
+    Raises:
+        ResourceError: the cluster has become too small.
+        TrainingError: training failed.
+    """
     import ray.train
     from ray.train import FailureConfig, RunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from raynn.data import our_own
+    from raynn.restarts import ELASTIC_START_TIMEOUT_S, FreshLook, Patience
     from raynn.worker import train_worker
 
-    job = assignment.job
-    resources = job.resources
-    cpus, gpus = resources.cpus_per_worker or 1, resources.gpus_per_worker
-    available = ray.cluster_resources()
-    if gpus == "auto":
-        gpus = 1.0 if available.get("GPU", 0) >= resources.workers else 0.0
-    for name, wanted in (("CPU", cpus * resources.workers), ("GPU", gpus * resources.workers)):
-        if wanted > available.get(name, 0):
-            raise ResourceError(
-                f"resources.workers = {resources.workers} asks for {wanted:g} {name}s and the cluster has "
-                f"{available.get(name, 0):g}; use fewer workers, or a larger cluster"
-            )
+    resources, place = assignment.job.resources, config["place"]
+    fewest, most = resources.min_workers, resources.max_workers
+    elastic = fewest < most
+    if config["left"] is not None and place.room() < place.room(leaving=True):
+        # Ray would wait for the nodes that are to go; the next group grows when others have come
+        most = max(fewest, min(most, place.room()))
+    tries = int(resources.wait_s / ELASTIC_START_TIMEOUT_S) if elastic else 0  # each may find less room than thought
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"assignment": assignment, "encoded": encoded, "refit": refit, "gate": gate},
+        train_loop_config=config,
         torch_config=TorchConfig(timeout_s=int(resources.timeout_s)),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=resources.workers, use_gpu=gpus > 0, resources_per_worker={"CPU": cpus, "GPU": gpus}
+            num_workers=(fewest, most) if elastic else most,
+            use_gpu=place.gpus > 0,
+            resources_per_worker={"CPU": place.cpus, "GPU": place.gpus},
+            elastic_resize_monitor_interval_s=math.inf,  # it would end a group anywhere; ours leaves at a checkpoint
         ),
         run_config=RunConfig(
-            name="ray",
+            name=f"ray-{attempt}",
             storage_path=str(Path(assignment.folder) / "scratch"),
             failure_config=FailureConfig(
-                max_failures=resources.max_failures, controller_failure_limit=CONTROLLER_FAILURE_LIMIT
+                max_failures=resources.max_failures, controller_failure_limit=CONTROLLER_FAILURE_LIMIT + tries
             ),
+            callbacks=[FreshLook()],
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
     on_interrupt = signal.getsignal(signal.SIGINT)
+    patience = Patience(place, fewest, resources.wait_s)
     try:
-        error = trainer.fit().return_value
+        with patience:
+            return trainer.fit().return_value
     except ray.train.TrainingFailedError as failure:
         raise our_own(failure) or TrainingError(f"the workers failed: {failure}") from failure
-    except SystemExit:  # Ray's way to answer Ctrl-C, once the workers are stopped
-        raise KeyboardInterrupt from None
+    except (SystemExit, KeyboardInterrupt):  # SystemExit: Ray's way to answer Ctrl-C, once the workers are stopped
+        if patience.found is None:
+            raise KeyboardInterrupt from None
+        raise ResourceError(
+            f"the cluster has had room for {patience.found} workers for {resources.wait_s:g} s and resources.workers = "
+            f"{_asked(resources)}; what was trained is saved: add nodes or ask for fewer workers, then resume=true"
+        ) from None
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, on_interrupt)
-    if error is not None:
-        raise error

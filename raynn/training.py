@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from raynn.batches import TrainingShard
-from raynn.checkpoint import load_newest, save_checkpoint
+from raynn.checkpoint import load_newest, save_checkpoint, save_tensors
 from raynn.collectives import Workers
 from raynn.errors import TrainingError
 from raynn.folder import NORMS, write_json
@@ -110,11 +109,14 @@ def run_training(
         test = evaluate_shard(job, assignment.preprocessing.input_spec, state.model, shards.test, workers)
         result["metrics"] |= with_split("test", test)
     if tracker:
-        save_model(folder / "model", assignment.job, assignment.preprocessing_json, state.model.state_dict())
         result["seconds"] = round(time.time() - assignment.started_at, 3)
         if "refit" in result:
             result["refit"]["metrics"] |= {k: v for k, v in result["metrics"].items() if k.startswith("test/")}
-        write_json(folder / "result.json", result)
+        try:
+            save_model(folder / "model", assignment.job, assignment.preprocessing_json, state.model.state_dict())
+            write_json(folder / "result.json", result)
+        except OSError as error:
+            raise _not_saved(folder, error) from error
 
 
 def _resumed(job: Job, preprocessing: Preprocessing, workers: Workers, checkpoints: Path) -> TrainingState:
@@ -166,11 +168,17 @@ def _trained(
             for until in [*(change.after_epoch for change in job.changes), job.optimization.max_epochs]:
                 now = job.after(len(state.history))
                 for record in train_epochs(now, inputs, state, shards.train, shards.validation, workers, until, refit):
+                    problem = None
                     if tracker:
-                        save_checkpoint(checkpoints, len(state.history), state.to_dict())
-                        if norms:  # before the metrics, so that who reads both finds both
-                            norms.write(norm_records(state.model, [record], state.norms_E2L[-1:])[0])
-                        tracker.write(record)
+                        try:
+                            save_checkpoint(checkpoints, len(state.history), state.to_dict())
+                            if norms:  # before the metrics, so that who reads both finds both
+                                norms.write(norm_records(state.model, [record], state.norms_E2L[-1:])[0])
+                            tracker.write(record)
+                        except OSError as error:
+                            problem = error
+                    if workers.any(problem is not None):  # all end, or the others would wait for the first
+                        raise _not_saved(Path(assignment.folder), problem)
                     yield record
                 if len(state.history) == until < job.optimization.max_epochs:
                     state = _state(job.after(until), preprocessing, workers, state.to_dict(), state.first_step_at)
@@ -179,6 +187,11 @@ def _trained(
         hint = f"; the last good checkpoint is {good[-1]}" if good else ""
         raise TrainingError(f"{error}{hint}") from None
     return state
+
+
+def _not_saved(folder: Path, problem: OSError | None) -> TrainingError:
+    """A disk that is full stays full: training on without checkpoints would lose more than it gains."""
+    return TrainingError(f"{folder} cannot be written ({problem}); make room there, then train on with resume=true")
 
 
 @dataclass(frozen=True)
@@ -260,6 +273,6 @@ def save_model(folder: Path, job: Job, preprocessing_json: str, weights: dict[st
     """All that predict needs: weights, preprocessing, job. No pickle."""
     folder.mkdir(exist_ok=True)
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    save_file(kept, folder / "weights.safetensors")
+    save_tensors(kept, folder / "weights.safetensors")
     (folder / "preprocessing.json").write_text(preprocessing_json)
     (folder / "job.yaml").write_text(job.to_yaml())

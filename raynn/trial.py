@@ -127,7 +127,7 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         self.records = None
 
     def _begun(self) -> Generator[Record, None, None]:
-        many = self.job.resources.workers > 1
+        many = self.job.resources.max_workers > 1
         key = preparation_key(self.job)
         if many:
             preprocessing_json, encoded = self._blocks(key)

@@ -78,11 +78,11 @@ def tune(job: Job, folder: Path | None = None, *, quiet: bool = True, started_at
     assert job.search is not None
     resumed = _resumed(job, storage) if job.resume else None
     understood = understand_job(job, folder or Path())
-    cpus = job.resources.workers * (job.resources.cpus_per_worker or 1)
+    cpus = job.resources.max_workers * (job.resources.cpus_per_worker or 1)
     concurrent, num_trials = job.search.concurrent_trials, job.search.trials
     at_least = concurrent if concurrent != "auto" else 1
     with cluster(cpus * at_least):
-        driver: Driver = RayDriver() if job.resources.workers > 1 else RememberingDriver()
+        driver: Driver = RayDriver() if job.resources.max_workers > 1 else RememberingDriver()
         prepared = prepare_job(job, understood, driver)
         job = checked(job.model_copy(update={"task": prepared.task}), prepared)
         slots = slots_for(job.resources, concurrent, num_trials)
@@ -135,7 +135,7 @@ class _Search:
 
     def _shards(self) -> Shards | None:
         """Training and validation rows for trials of one worker, placed once for all of them."""
-        if self.job.resources.workers > 1:
+        if self.job.resources.max_workers > 1:
             return None
         scratch = self.folder / "scratch" / "shared"
         return place_shards(self.prepared.encoded, itself, self.job, Workers(), 1, scratch, tests=False)
@@ -339,7 +339,7 @@ def director_of(
     space = job.space(columns, any_length)
     earlier = earlier_trials(Path(settings.warm_start), space, settings) if settings.warm_start else []
     race = Race(settings.metric, settings.direction, job.optimization.max_epochs)
-    devices = (slots.gpus or slots.cpus) * job.resources.workers
+    devices = (slots.gpus or slots.cpus) * job.resources.max_workers
     budget, first = settings.budget, job.optimization.seed + 1
     return Director(
         ledger,

@@ -20,6 +20,7 @@ from raynn.data import fetch
 from raynn.encoded import Encoded
 from raynn.errors import RaynnError
 from raynn.placement import place_shards
+from raynn.restarts import Left, Place, reason_to_leave
 from raynn.training import Assignment, Shards, run_training
 
 REPORT_EVERY_S = 2.0  # a report is a barrier of all workers and costs 0.1 to 0.2 s
@@ -65,20 +66,22 @@ class Gate:
         self.changed.set()
 
 
-def train_worker(config: dict[str, Any]) -> RaynnError | None:
-    """The train function of Ray Train; `config` holds the assignment, the encoded blocks, and those for a refit.
+def train_worker(config: dict[str, Any]) -> RaynnError | Left | None:
+    """The train function of Ray Train; `config` holds the assignment, the encoded blocks, those for a refit, a gate or
+    none, what a worker takes of a node, and why the group before left. Left: another group is to go on.
 
     An error that is the user's to mend is returned: raised, it would be tried again `max_failures` times. Every worker
     meets it at the same place, because all decide on the same numbers.
     """
     try:
-        _train(config["assignment"], config["encoded"], config["refit"], config["gate"])
+        return _train(**config)
     except RaynnError as error:
         return error
-    return None
 
 
-def _train(assignment: Assignment, encoded: Encoded, again: Encoded | None, gate: Any) -> None:
+def _train(
+    assignment: Assignment, encoded: Encoded, refit: Encoded | None, gate: Any, place: Place, left: Left | None
+) -> Left | None:
     context = ray.train.get_context()
     # Ray sets one thread a worker; the node's cores are shared out instead
     threads = assignment.job.resources.cpus_per_worker or (os.cpu_count() or 1) // context.get_local_world_size()
@@ -88,25 +91,29 @@ def _train(assignment: Assignment, encoded: Encoded, again: Encoded | None, gate
     scratch = Path(assignment.folder) / "scratch" / f"worker-{workers.rank}"
     num_here = context.get_local_world_size()
 
-    def place(encoded: Encoded, name: str = "") -> Shards:
+    def shards(encoded: Encoded, name: str = "") -> Shards:
         return place_shards(encoded, fetch, assignment.job, workers, num_here, scratch / name, assignment.tests)
 
     record: dict[str, float]
     if gate is not None:
-        for record in run_training(assignment, place(encoded), workers):
+        for record in run_training(assignment, shards(encoded), workers):
             # the first worker waits at the gate, the others for its word
             may_go_on = ray.get(gate.arrive.remote(record)) if workers.rank == 0 else True
             if not workers.decided(float(may_go_on)):
-                return
-        return
+                return None
+        return None
     reported_at = time.monotonic()
     record = {}
-    place_refit = None if again is None else partial(place, again, "refit")
-    for record in run_training(assignment, place(encoded), workers, place_refit):
+    place_refit = None if refit is None else partial(shards, refit, "refit")
+    for record in run_training(assignment, shards(encoded), workers, place_refit):
         # every rank must report equally often: the first rank's clock decides
         if workers.decided(time.monotonic() - reported_at) >= REPORT_EVERY_S:
             ray.train.report(dict(record))
+            leave = reason_to_leave(assignment.job.resources, place, workers.count, left)
+            if workers.decided(float(leave is not None)):
+                return leave
             reported_at = time.monotonic()
             record = {}
     if workers.decided(float(bool(record))):
         ray.train.report(dict(record))
+    return None

@@ -140,6 +140,7 @@ ORDER = (
     "placement",
     "cluster",
     "data",
+    "restarts",
     "worker",
     "outputs",
     "forecasts",
@@ -172,7 +173,7 @@ ORDER = (
     "__main__",
 )
 ROOMS = {
-    "ray": {"cluster", "data", "worker", "trainer", "trial", "desk", "tuner", "submit"},
+    "ray": {"cluster", "data", "restarts", "worker", "trainer", "trial", "desk", "tuner", "submit"},
     "wandb": {"sweeps", "dashboard"},
 }
 DRAWERS = {"utils", "util", "common", "base", "helpers", "helper", "manager", "engine", "misc"}

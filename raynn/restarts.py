@@ -1,0 +1,143 @@
+"""How a group of workers starts anew: soon after a fault, elsewhere when its node is to go, larger when there is room.
+
+Ray Train restarts a group whose worker or node has died, from the newest checkpoint. By default it may look for a minute
+at the cluster as it was before, and for ever at one that has become too small; a group whose node is announced to go,
+or that could be larger, ends at a checkpoint of its own accord, so that nothing is trained twice.
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Self
+
+import ray
+import ray.train
+
+from raynn.resources import ResourcesSettings
+
+# An elastic group that finds less room than Ray believed tries again after so long, with as many as there are then.
+ELASTIC_START_TIMEOUT_S = 8.0
+FRESH_LOOKS = 20  # one a second: Ray's own look at the cluster comes every 20 s
+LOOK_EVERY_S = 5.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """What one worker takes of a node."""
+
+    cpus: float
+    gpus: float
+
+    def room(self, leaving: bool = False) -> int:
+        """Workers that the nodes could hold, whoever is on them now; those that are to go count only where `leaving`."""
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        going = () if leaving else ray._private.state.state.get_draining_nodes()
+        return sum(
+            int(min(node["Resources"].get(name, 0.0) / wanted for name, wanted in self._wanted()))
+            for node in nodes
+            if node["NodeID"] not in going
+        )
+
+    def _wanted(self) -> list[tuple[str, float]]:
+        return [(name, wanted) for name, wanted in (("CPU", self.cpus), ("GPU", self.gpus)) if wanted]
+
+
+@dataclass(frozen=True)
+class Left:
+    """A group has ended at a checkpoint, for another to go on from there."""
+
+    workers: int  # that it had
+    room: int  # that there was for workers, on nodes that stay
+
+
+def reason_to_leave(resources: ResourcesSettings, place: Place, workers: int, before: Left | None) -> Left | None:
+    """Whether a group does better to start anew now. All workers ask at the same time; the first one's answer counts.
+
+    Args:
+        resources: the job's.
+        place: what a worker takes.
+        workers: of the group.
+        before: why the group before this one left; what has led nowhere is not tried again.
+    """
+    going = ray.train.get_preemption_info()  # a barrier
+    left = Left(workers, place.room())
+    if left == before:
+        return None
+    if going is not None:
+        return left if left.room >= resources.min_workers else None
+    return left if min(left.room, resources.max_workers) > workers else None
+
+
+class FreshLook(ray.train.UserCallback):
+    """Has Ray count the cluster's room anew once a worker has failed: it would count on a dead node for up to 20 s."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """In Ray Train's controller, at each failure; a node's death may become known only a few seconds later."""
+        threading.Thread(target=_look, args=(f"train-{run_context.run_id}",), daemon=True).start()
+
+
+def _look(requester: str) -> None:
+    with suppress(Exception):  # not there: of a later Ray, say. Then it takes longer
+        coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
+        for _ in range(FRESH_LOOKS):
+            ray.get(coordinator.get_reserved_resources.remote(requester, recompute=True), timeout=5)
+            time.sleep(1.0)
+
+
+@contextmanager
+def timeouts(resources: ResourcesSettings) -> Iterator[None]:
+    """Ray Train's timeouts, which it reads from the environment; what is set there already stays."""
+    elastic = resources.min_workers < resources.max_workers
+    ours = {
+        # of a worker that does not answer at all, and of one that does not come where the others wait for it
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": resources.timeout_s,
+        "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": resources.timeout_s,
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": ELASTIC_START_TIMEOUT_S if elastic else resources.wait_s + 60,
+    }
+    added = [name for name in ours if name not in os.environ]
+    os.environ.update({name: str(ours[name]) for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
+
+
+class Patience:
+    """While it is entered, by the main thread, looks whether there is room for the fewest workers; without any for
+    `wait_s` it interrupts the main thread, as Ctrl-C would, and `found` is the room there was.
+    """
+
+    def __init__(self, place: Place, needed: int, wait_s: float) -> None:
+        self.place, self.needed, self.wait_s = place, needed, wait_s
+        self.found: int | None = None
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def _watch(self) -> None:
+        enough_at = time.monotonic()
+        while not self._done.wait(min(LOOK_EVERY_S, max(self.wait_s / 4, 0.1))):
+            try:
+                found = self.place.room(leaving=True)
+            except Exception:  # the head does not answer: Ray ends this process when it stays so
+                continue
+            if found >= self.needed:
+                enough_at = time.monotonic()
+            elif time.monotonic() - enough_at > self.wait_s:
+                self.found = found
+                _thread.interrupt_main()
+                return
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
