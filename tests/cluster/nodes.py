@@ -121,3 +121,13 @@ def node_of(cluster: Cluster, pid: int) -> Any:
         if pid in descendants(raylet.process.pid):
             return node
     raise LookupError(pid)
+
+
+def drain(cluster: Cluster, node: Any, seconds: int) -> None:
+    """Tells a node that it will be taken away, as a cloud tells a spot machine."""
+    command = [str(Path(sys.executable).parent / "ray"), "drain-node", "--address", cluster.address]
+    command += ["--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "taken away"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    subprocess.run(
+        [*command, "--deadline-remaining-seconds", str(seconds)], check=True, env=environment, capture_output=True
+    )

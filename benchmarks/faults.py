@@ -1,0 +1,236 @@
+"""What each fault costs: from the fault to the first step after it, the steps trained twice, and whether losses change.
+
+    python benchmarks/faults.py [-n 3] [--faults NAME ...] [--folder DIR]
+
+Starts clusters of several nodes on this machine (`ray.cluster_utils.Cluster`), trains a CNN on images of digits and
+strikes. Prints a Markdown table, a row a fault: each repetition's seconds, then the steps lost. Times are as exact as
+progress.json, which is written every half a second. As root; `link cut` needs iproute2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "cluster"))
+
+from nodes import Training, add_node, drain, node_of, nodes, train_workers, wait_until
+
+JOB: dict[str, Any] = {
+    "name": "run",
+    "data": {"train": "digits", "target": "label", "test": 0.1},
+    "network": {"kind": "cnn", "channels": [16, 32], "head_hidden": [64]},
+    "regularization": {"dropout": 0.2},
+    "optimization": {"global_batch_size": 32, "max_epochs": 30, "learning_rate": 5e-4},
+    "early_stopping": {"rule": "none"},
+    "report": False,
+    "resources": {"workers": 2, "timeout_s": 20, "max_failures": 20},
+}
+ELASTIC = JOB | {"resources": JOB["resources"] | {"workers": {"min": 1, "max": 2}}}
+EPOCHS_BETWEEN = 2
+
+
+@dataclass
+class Row:
+    """One fault."""
+
+    seconds: list[float] = field(default_factory=list)
+    lost: list[int] = field(default_factory=list)
+    largest_difference: float = 0.0  # of any loss from the undisturbed run's, relative
+
+
+@dataclass
+class Reached:
+    """How far a training is."""
+
+    steps: int
+    steps_before: int  # that the workers at work now began with
+    workers: tuple[int, ...]
+
+
+def reached(training: Training) -> Reached | None:
+    """From progress.json."""
+    try:
+        state = json.loads((training.run / "progress.json").read_text())
+    except (OSError, ValueError):
+        return None
+    steps = state["epochs_done"] * state["steps_per_epoch"] + state["step"]
+    return Reached(steps, state["steps_before"], tuple(train_workers()))
+
+
+def strike(training: Training, row: Row, fault: Callable[[], Training | None]) -> Training:
+    """Lets it train for a while, strikes, and waits for the first step after."""
+    epochs = training.epochs()
+    training.wait_for(epochs + EPOCHS_BETWEEN)
+    before = reached(training)
+    assert before is not None
+    (training.run / "progress.json").unlink()  # the one that is written next shows life
+    began = time.monotonic()
+    training = fault() or training
+
+    def alive() -> bool:
+        now = reached(training)
+        restarted = now is not None and now.steps > now.steps_before and not set(now.workers) & set(before.workers)
+        return restarted or training.process.poll() is not None
+
+    wait_until(alive, 240)
+    now = reached(training)
+    assert now is not None, training.log.read_text()
+    row.seconds.append(time.monotonic() - began)
+    row.lost.append(max(0, before.steps - now.steps_before))
+    return training
+
+
+def difference(training: Training, straight: Training) -> float:
+    """The largest relative difference of a loss."""
+    ours, theirs = training.losses(), straight.losses()
+    assert len(ours) == len(theirs), (len(ours), len(theirs))
+    pairs = [(a, b) for line, other in zip(ours, theirs, strict=True) for a, b in zip(line, other, strict=True)]
+    return max(abs(a - b) / max(abs(b), 1e-12) for a, b in pairs)
+
+
+def ended(training: Training, straight: Training, rows: list[Row]) -> None:
+    """Waits for the end, and compares."""
+    assert training.ended(300) == 0, training.log.read_text()
+    for row in rows:
+        row.largest_difference = max(row.largest_difference, difference(training, straight))
+
+
+class Bench:
+    """All faults, on one cluster after another."""
+
+    def __init__(self, folder: Path, asked: list[str]) -> None:
+        self.folder, self.rows = folder, {name: Row() for name in asked}
+
+    def wants(self, *names: str) -> list[str]:
+        """Those of the names that are asked for."""
+        return [name for name in names if name in self.rows]
+
+    def fixed(self, number: int) -> None:
+        """Two workers on three nodes: the third is spare."""
+        names = self.wants("worker killed", "checkpoint damaged", "worker hangs", "node killed, a spare", "node drained")
+        if not names:
+            return
+        with nodes(self.folder / f"fixed-{number}", 3) as cluster:
+            straight = Training(JOB, self.folder / f"straight-{number}", cluster.address)
+            assert straight.ended(300) == 0, straight.log.read_text()
+            training = Training(JOB, self.folder / f"struck-{number}", cluster.address)
+
+            def damaged() -> None:
+                newest = max((training.run / "checkpoints").glob("epoch-*")) / "tensors.safetensors"
+                newest.write_bytes(newest.read_bytes()[:100])
+                os.kill(train_workers()[-1], signal.SIGKILL)
+
+            def node_killed() -> None:
+                cluster.remove_node(node_of(cluster, train_workers()[-1]), allow_graceful=False)
+
+            def drained() -> None:
+                drain(cluster, node_of(cluster, train_workers()[-1]), 60)
+
+            faults: dict[str, Callable[[], None]] = {
+                "worker killed": lambda: os.kill(train_workers()[-1], signal.SIGKILL),
+                "checkpoint damaged": damaged,
+                "worker hangs": lambda: os.kill(train_workers()[-1], signal.SIGSTOP),
+                "node killed, a spare": node_killed,
+                "node drained": drained,
+            }
+            for name in names:
+                strike(training, self.rows[name], faults[name])
+                say(name, self.rows[name])
+                if name == "node killed, a spare":
+                    add_node(cluster)
+            ended(training, straight, [self.rows[name] for name in names])
+
+    def elastic(self, number: int) -> None:
+        """One or two workers."""
+        names = self.wants("node killed, elastic", "node added, elastic")
+        if not names:
+            return
+        with nodes(self.folder / f"elastic-{number}", 2) as cluster:
+            straight = Training(JOB, self.folder / f"elastic-straight-{number}", cluster.address)
+            assert straight.ended(300) == 0, straight.log.read_text()
+            training = Training(ELASTIC, self.folder / f"elastic-struck-{number}", cluster.address)
+            strike(
+                training,
+                self.rows[names[0]],
+                lambda: cluster.remove_node(node_of(cluster, train_workers()[-1]), allow_graceful=False),
+            )
+            say(names[0], self.rows[names[0]])
+            strike(training, self.rows[names[-1]], lambda: add_node(cluster) and None)
+            say(names[-1], self.rows[names[-1]])
+            ended(training, straight, [self.rows[name] for name in names])
+
+    def command(self, number: int) -> None:
+        """What happens to the command itself, which is then begun again with resume=true; on this machine's own Ray."""
+        names = self.wants("command killed", "SIGTERM")
+        if not names:
+            return
+        straight = Training(JOB, self.folder / f"command-straight-{number}", None)
+        assert straight.ended(300) == 0, straight.log.read_text()
+        folder = self.folder / f"command-{number}"
+        training = Training(JOB, folder, None)
+        for name in names:
+            sign, status = (signal.SIGKILL, -9) if name == "command killed" else (signal.SIGTERM, 130)
+
+            def fault(sign: signal.Signals = sign, status: int = status) -> Training:
+                training.process.send_signal(sign)
+                assert training.ended(120) == status, training.log.read_text()
+                return Training(JOB, folder, None, "resume=true")
+
+            training = strike(training, self.rows[name], fault)
+            say(name, self.rows[name])
+        ended(training, straight, [self.rows[name] for name in names])
+
+
+FAULTS = (
+    *("worker killed", "checkpoint damaged", "worker hangs", "node killed, a spare", "node drained"),
+    *("node killed, elastic", "node added, elastic", "command killed", "SIGTERM"),
+)
+
+
+def say(name: str, row: Row) -> None:
+    """As it goes."""
+    print(f"{name}: {row.seconds[-1]:.1f} s, {row.lost[-1]} steps lost", file=sys.stderr, flush=True)
+
+
+def table(rows: dict[str, Row]) -> str:
+    """Markdown."""
+    lines = ["| fault | seconds to the first step after it | steps trained twice | losses |", "|---|---|---|---|"]
+    for name, row in rows.items():
+        if row.seconds:
+            seconds, lost = ", ".join(f"{s:.1f}" for s in row.seconds), ", ".join(map(str, row.lost))
+            same = "equal" if not row.largest_difference else f"to {row.largest_difference:.0e}"
+            lines.append(f"| {name} | {seconds} | {lost} | {same} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Runs what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-n", type=int, default=3)
+    parser.add_argument("--faults", nargs="*", choices=FAULTS, default=list(FAULTS))
+    parser.add_argument("--folder", type=Path, default=None)
+    options = parser.parse_args()
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="faults-"))
+    bench = Bench(folder, options.faults)
+    for number in range(options.n):
+        for run in (bench.fixed, bench.elastic, bench.command):
+            run(number)
+    load = os.getloadavg()[1]
+    print(f"{os.cpu_count()} CPUs, load {load:.1f} over 5 minutes, n = {options.n}; "
+          f"{subprocess.run(['date', '-u', '+%Y-%m-%d'], capture_output=True, text=True, check=True).stdout.strip()}")
+    print(table(bench.rows))
+
+
+if __name__ == "__main__":
+    main()
