@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,9 @@ class Bench:
 
     def fixed(self, number: int) -> None:
         """Two workers on three nodes: the third is spare."""
-        names = self.wants("worker killed", "checkpoint damaged", "worker hangs", "node killed, a spare", "node drained")
+        names = self.wants(
+            "worker killed", "checkpoint damaged", "worker hangs", "node killed, a spare", "node drained"
+        )
         if not names:
             return
         with nodes(self.folder / f"fixed-{number}", 3) as cluster:
@@ -153,7 +156,7 @@ class Bench:
 
     def elastic(self, number: int) -> None:
         """One or two workers."""
-        names = self.wants("node killed, elastic", "node added, elastic")
+        names = self.wants(*FAULTS[5:7])
         if not names:
             return
         with nodes(self.folder / f"elastic-{number}", 2) as cluster:
@@ -172,7 +175,7 @@ class Bench:
 
     def command(self, number: int) -> None:
         """What happens to the command itself, which is then begun again with resume=true; on this machine's own Ray."""
-        names = self.wants("command killed", "SIGTERM")
+        names = self.wants(*FAULTS[7:])
         if not names:
             return
         straight = Training(JOB, self.folder / f"command-straight-{number}", None)
@@ -182,14 +185,16 @@ class Bench:
         for name in names:
             sign, status = (signal.SIGKILL, -9) if name == "command killed" else (signal.SIGTERM, 130)
 
-            def fault(sign: signal.Signals = sign, status: int = status) -> Training:
-                training.process.send_signal(sign)
-                assert training.ended(120) == status, training.log.read_text()
-                return Training(JOB, folder, None, "resume=true")
-
-            training = strike(training, self.rows[name], fault)
+            training = strike(training, self.rows[name], partial(begun_again, training, sign, status, folder))
             say(name, self.rows[name])
         ended(training, straight, [self.rows[name] for name in names])
+
+
+def begun_again(training: Training, sign: signal.Signals, status: int, folder: Path) -> Training:
+    """Ends the command by a signal, and begins it again."""
+    training.process.send_signal(sign)
+    assert training.ended(120) == status, training.log.read_text()
+    return Training(JOB, folder, None, "resume=true")
 
 
 FAULTS = (
@@ -227,8 +232,10 @@ def main() -> None:
         for run in (bench.fixed, bench.elastic, bench.command):
             run(number)
     load = os.getloadavg()[1]
-    print(f"{os.cpu_count()} CPUs, load {load:.1f} over 5 minutes, n = {options.n}; "
-          f"{subprocess.run(['date', '-u', '+%Y-%m-%d'], capture_output=True, text=True, check=True).stdout.strip()}")
+    print(
+        f"{os.cpu_count()} CPUs, load {load:.1f} over 5 minutes, n = {options.n}; "
+        f"{subprocess.run(['date', '-u', '+%Y-%m-%d'], capture_output=True, text=True, check=True).stdout.strip()}"
+    )
     print(table(bench.rows))
 
 

@@ -1,8 +1,8 @@
 """How a group of workers starts anew: soon after a fault, elsewhere when its node is to go, larger when there is room.
 
-Ray Train restarts a group whose worker or node has died, from the newest checkpoint. By default it may look for a minute
-at the cluster as it was before, and for ever at one that has become too small; a group whose node is announced to go,
-or that could be larger, ends at a checkpoint of its own accord, so that nothing is trained twice.
+Ray Train restarts a group whose worker or node has died, from the newest checkpoint. By default it may look for a
+minute at the cluster as it was before, and for ever at one that has become too small; here it does neither. A group
+whose node is announced to go, or that could be larger, ends at a checkpoint by itself: nothing is trained twice.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Place:
     gpus: float
 
     def room(self, leaving: bool = False) -> int:
-        """Workers that the nodes could hold, whoever is on them now; those that are to go count only where `leaving`."""
+        """Workers that the nodes could hold, whoever is on them now; nodes that are to go count only if `leaving`."""
         nodes = [node for node in ray.nodes() if node["Alive"]]
         going = () if leaving else ray._private.state.state.get_draining_nodes()
         return sum(
@@ -74,7 +74,7 @@ def reason_to_leave(resources: ResourcesSettings, place: Place, workers: int, be
     return left if min(left.room, resources.max_workers) > workers else None
 
 
-class FreshLook(ray.train.UserCallback):
+class FreshLook(ray.train.UserCallback):  # type: ignore[misc]
     """Has Ray count the cluster's room anew once a worker has failed: it would count on a dead node for up to 20 s."""
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:

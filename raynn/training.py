@@ -168,15 +168,7 @@ def _trained(
             for until in [*(change.after_epoch for change in job.changes), job.optimization.max_epochs]:
                 now = job.after(len(state.history))
                 for record in train_epochs(now, inputs, state, shards.train, shards.validation, workers, until, refit):
-                    problem = None
-                    if tracker:
-                        try:
-                            save_checkpoint(checkpoints, len(state.history), state.to_dict())
-                            if norms:  # before the metrics, so that who reads both finds both
-                                norms.write(norm_records(state.model, [record], state.norms_E2L[-1:])[0])
-                            tracker.write(record)
-                        except OSError as error:
-                            problem = error
+                    problem = _saved(state, record, checkpoints, tracker, norms) if tracker else None
                     if workers.any(problem is not None):  # all end, or the others would wait for the first
                         raise _not_saved(Path(assignment.folder), problem)
                     yield record
@@ -187,6 +179,20 @@ def _trained(
         hint = f"; the last good checkpoint is {good[-1]}" if good else ""
         raise TrainingError(f"{error}{hint}") from None
     return state
+
+
+def _saved(
+    state: TrainingState, record: Record, checkpoints: Path, tracker: Tracker, norms: Tracker | None
+) -> OSError | None:
+    """Saves an epoch; what was wrong, if anything."""
+    try:
+        save_checkpoint(checkpoints, len(state.history), state.to_dict())
+        if norms:  # before the metrics, so that who reads both finds both
+            norms.write(norm_records(state.model, [record], state.norms_E2L[-1:])[0])
+        tracker.write(record)
+    except OSError as error:
+        return error
+    return None
 
 
 def _not_saved(folder: Path, problem: OSError | None) -> TrainingError:

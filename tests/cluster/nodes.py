@@ -66,7 +66,7 @@ class Training:
                 env=environment | {"OMP_NUM_THREADS": "1"},
                 stdout=log,
                 stderr=log,
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     def epochs(self) -> int:
