@@ -73,6 +73,7 @@ def strike(training: Training, row: Row, fault: Callable[[], Training | None]) -
     """Lets it train for a while, strikes, and waits for the first step after."""
     epochs = training.epochs()
     training.wait_for(epochs + EPOCHS_BETWEEN)
+    wait_until(lambda: bool(train_workers()) and reached(training) is not None, 20)
     before = reached(training)
     assert before is not None
     (training.run / "progress.json").unlink()  # the one that is written next shows life
@@ -81,8 +82,9 @@ def strike(training: Training, row: Row, fault: Callable[[], Training | None]) -
 
     def alive() -> bool:
         now = reached(training)
-        restarted = now is not None and now.steps > now.steps_before and not set(now.workers) & set(before.workers)
-        return restarted or training.process.poll() is not None
+        if now is None or training.process.poll() is not None:
+            return now is not None
+        return now.steps > now.steps_before and bool(now.workers) and not set(now.workers) & set(before.workers)
 
     wait_until(alive, 240)
     now = reached(training)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from nodes import Training, command_line
 from processes import hears_interruptions
 
+from raynn.checkpoint import load_newest
 from raynn.cluster import descendants
 from raynn.job import Job
 from raynn.trainer import train
@@ -108,14 +112,6 @@ def wait_for_epochs(metrics: Path, epochs: int) -> None:
     raise TimeoutError(f"{metrics} did not reach {epochs} epochs")
 
 
-def command_line(pid: int) -> str:
-    """How a process is called; empty when it has gone."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-    except OSError:
-        return ""
-
-
 @pytest.mark.cluster
 @pytest.mark.slow
 @pytest.mark.timeout(300)
@@ -141,3 +137,52 @@ def test_interrupted_on_ray(tmp_path: Path) -> None:
     while time.monotonic() < deadline and any(command_line(pid) for pid in below):
         time.sleep(0.2)
     assert [command_line(pid) for pid in below if command_line(pid)] == []
+
+
+WORKERS = [1, pytest.param(2, marks=[pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(400)])]
+LONG = JOB | {"optimization": JOB["optimization"] | {"max_epochs": 40}, "report": False}
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_terminated(tmp_path: Path, workers: int) -> None:
+    """SIGTERM, as a cluster sends it before it takes the machine, is Ctrl-C."""
+    training = Training(LONG, tmp_path, None, f"resources.workers={workers}")
+    training.wait_for(3)
+    training.process.send_signal(signal.SIGTERM)
+    assert training.ended(60) == 130
+    said = training.log.read_text()
+    assert "interrupted; what was trained is saved" in said
+    assert "resume=true" in said
+    assert list((training.run / "checkpoints").glob("epoch-*"))
+    assert not (training.run / "result.json").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a small file system needs root")
+@pytest.mark.parametrize("workers", WORKERS)
+def test_disk_full(tmp_path: Path, workers: int) -> None:
+    """One error, the earlier checkpoints are whole, and with room again the run goes on to the same end."""
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(small)], check=True)
+    try:
+        straight = Training(LONG, tmp_path / "straight", None, f"resources.workers={workers}")
+        assert straight.ended() == 0
+        training = Training(LONG, small, None, f"resources.workers={workers}")
+        training.wait_for(3)
+        ballast = small / "ballast"
+        with ballast.open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        assert training.ended(100) == 1
+        (tmp_path / "log").write_text(training.log.read_text())
+        ballast.unlink()
+        whole, problems = load_newest(training.run / "checkpoints")
+        assert whole
+        assert len(whole["history"]) >= 3
+        assert not problems
+        again = Training(LONG, small, None, f"resources.workers={workers}", "resume=true")
+        assert again.ended() == 0, again.log.read_text()
+        assert again.losses() == straight.losses()
+        shutil.copytree(small / "digits", tmp_path / "digits")
+    finally:
+        subprocess.run(["umount", "--lazy", str(small)], check=True)
