@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,7 +31,7 @@ JOB: dict[str, Any] = {
     "data": {"train": "digits", "target": "label", "test": 0.1},
     "network": {"kind": "cnn", "channels": [16, 32], "head_hidden": [64]},
     "regularization": {"dropout": 0.2},
-    "optimization": {"global_batch_size": 32, "max_epochs": 30, "learning_rate": 5e-4},
+    "optimization": {"global_batch_size": 32, "max_epochs": 60, "learning_rate": 5e-4},
     "early_stopping": {"rule": "none"},
     "report": False,
     "resources": {"workers": 2, "timeout_s": 20, "max_failures": 20},
@@ -69,7 +68,7 @@ def reached(training: Training) -> Reached | None:
     return Reached(steps, state["steps_before"], tuple(train_workers()))
 
 
-def strike(training: Training, row: Row, fault: Callable[[], Training | None]) -> Training:
+def strike(training: Training, row: Row, fault: Callable[[], Any]) -> Training:
     """Lets it train for a while, strikes, and waits for the first step after."""
     epochs = training.epochs()
     training.wait_for(epochs + EPOCHS_BETWEEN)
@@ -78,7 +77,8 @@ def strike(training: Training, row: Row, fault: Callable[[], Training | None]) -
     assert before is not None
     (training.run / "progress.json").unlink()  # the one that is written next shows life
     began = time.monotonic()
-    training = fault() or training
+    again = fault()
+    training = again if isinstance(again, Training) else training
 
     def alive() -> bool:
         now = reached(training)
@@ -109,87 +109,68 @@ def ended(training: Training, straight: Training, rows: list[Row]) -> None:
         row.largest_difference = max(row.largest_difference, difference(training, straight))
 
 
-class Bench:
-    """All faults, on one cluster after another."""
+def fixed(folder: Path, rows: dict[str, Row], n: int) -> None:
+    """Two workers on three nodes: the third is spare."""
+    with nodes(folder / "fixed", 3) as cluster:
+        straight = Training(JOB, folder / "straight", cluster.address)
+        assert straight.ended(400) == 0, straight.log.read_text()
+        training = Training(JOB, folder / "struck", cluster.address)
 
-    def __init__(self, folder: Path, asked: list[str]) -> None:
-        self.folder, self.rows = folder, {name: Row() for name in asked}
+        def damaged() -> None:
+            newest = max((training.run / "checkpoints").glob("epoch-*")) / "tensors.safetensors"
+            newest.write_bytes(newest.read_bytes()[:100])
+            os.kill(train_workers()[-1], signal.SIGKILL)
 
-    def wants(self, *names: str) -> list[str]:
-        """Those of the names that are asked for."""
-        return [name for name in names if name in self.rows]
+        def node_killed() -> None:
+            cluster.remove_node(node_of(cluster, train_workers()[-1]), allow_graceful=False)
 
-    def fixed(self, number: int) -> None:
-        """Two workers on three nodes: the third is spare."""
-        names = self.wants(
-            "worker killed", "checkpoint damaged", "worker hangs", "node killed, a spare", "node drained"
-        )
-        if not names:
-            return
-        with nodes(self.folder / f"fixed-{number}", 3) as cluster:
-            straight = Training(JOB, self.folder / f"straight-{number}", cluster.address)
-            assert straight.ended(300) == 0, straight.log.read_text()
-            training = Training(JOB, self.folder / f"struck-{number}", cluster.address)
+        def drained() -> None:
+            drain(cluster, node_of(cluster, train_workers()[-1]), 60)
 
-            def damaged() -> None:
-                newest = max((training.run / "checkpoints").glob("epoch-*")) / "tensors.safetensors"
-                newest.write_bytes(newest.read_bytes()[:100])
-                os.kill(train_workers()[-1], signal.SIGKILL)
+        faults: dict[str, Callable[[], None]] = {
+            "worker killed": lambda: os.kill(train_workers()[-1], signal.SIGKILL),
+            "checkpoint damaged": damaged,
+            "worker hangs": lambda: os.kill(train_workers()[-1], signal.SIGSTOP),
+            "node killed, a spare": node_killed,
+            "node drained": drained,
+        }
+        for name in [name for _ in range(n) for name in FAULTS[:5] if name in rows]:
+            strike(training, rows[name], faults[name])
+            say(name, rows[name])
+            if name.startswith("node"):
+                add_node(cluster)
+        ended(training, straight, [rows[name] for name in FAULTS[:5] if name in rows])
 
-            def node_killed() -> None:
-                cluster.remove_node(node_of(cluster, train_workers()[-1]), allow_graceful=False)
 
-            def drained() -> None:
-                drain(cluster, node_of(cluster, train_workers()[-1]), 60)
+def elastic(folder: Path, rows: dict[str, Row], n: int) -> None:
+    """Two workers, one, two, and so on."""
+    with nodes(folder / "elastic", 2) as cluster:
+        straight = Training(JOB, folder / "elastic-straight", cluster.address)
+        assert straight.ended(400) == 0, straight.log.read_text()
+        training = Training(ELASTIC, folder / "elastic-struck", cluster.address)
+        faults: dict[str, Callable[[], Any]] = {
+            "node killed, elastic": lambda: cluster.remove_node(
+                node_of(cluster, train_workers()[-1]), allow_graceful=False
+            ),
+            "node added, elastic": lambda: add_node(cluster),
+        }
+        for name in [name for _ in range(n) for name in faults]:
+            strike(training, rows.setdefault(name, Row()), faults[name])
+            say(name, rows[name])
+        ended(training, straight, [rows[name] for name in faults])
 
-            faults: dict[str, Callable[[], None]] = {
-                "worker killed": lambda: os.kill(train_workers()[-1], signal.SIGKILL),
-                "checkpoint damaged": damaged,
-                "worker hangs": lambda: os.kill(train_workers()[-1], signal.SIGSTOP),
-                "node killed, a spare": node_killed,
-                "node drained": drained,
-            }
-            for name in names:
-                strike(training, self.rows[name], faults[name])
-                say(name, self.rows[name])
-                if name == "node killed, a spare":
-                    add_node(cluster)
-            ended(training, straight, [self.rows[name] for name in names])
 
-    def elastic(self, number: int) -> None:
-        """One or two workers."""
-        names = self.wants(*FAULTS[5:7])
-        if not names:
-            return
-        with nodes(self.folder / f"elastic-{number}", 2) as cluster:
-            straight = Training(JOB, self.folder / f"elastic-straight-{number}", cluster.address)
-            assert straight.ended(300) == 0, straight.log.read_text()
-            training = Training(ELASTIC, self.folder / f"elastic-struck-{number}", cluster.address)
-            strike(
-                training,
-                self.rows[names[0]],
-                lambda: cluster.remove_node(node_of(cluster, train_workers()[-1]), allow_graceful=False),
-            )
-            say(names[0], self.rows[names[0]])
-            strike(training, self.rows[names[-1]], lambda: add_node(cluster) and None)
-            say(names[-1], self.rows[names[-1]])
-            ended(training, straight, [self.rows[name] for name in names])
-
-    def command(self, number: int) -> None:
-        """What happens to the command itself, which is then begun again with resume=true; on this machine's own Ray."""
-        names = self.wants(*FAULTS[7:])
-        if not names:
-            return
-        straight = Training(JOB, self.folder / f"command-straight-{number}", None)
-        assert straight.ended(300) == 0, straight.log.read_text()
-        folder = self.folder / f"command-{number}"
-        training = Training(JOB, folder, None)
-        for name in names:
-            sign, status = (signal.SIGKILL, -9) if name == "command killed" else (signal.SIGTERM, 130)
-
-            training = strike(training, self.rows[name], partial(begun_again, training, sign, status, folder))
-            say(name, self.rows[name])
-        ended(training, straight, [self.rows[name] for name in names])
+def command(folder: Path, rows: dict[str, Row], n: int) -> None:
+    """What happens to the command itself, which is then begun again with resume=true; on this machine's own Ray."""
+    straight = Training(JOB, folder / "command-straight", None)
+    assert straight.ended(400) == 0, straight.log.read_text()
+    training = Training(JOB, folder / "command", None)
+    names = [name for name in FAULTS[7:] if name in rows]
+    for name in names * n:
+        sign, status = (signal.SIGKILL, -9) if name == "command killed" else (signal.SIGTERM, 130)
+        training = strike(training, rows[name], partial(begun_again, training, sign, status, folder / "command"))
+        say(name, rows[name])
+    ended(training, straight, [rows[name] for name in names])
 
 
 def begun_again(training: Training, sign: signal.Signals, status: int, folder: Path) -> Training:
@@ -229,16 +210,15 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=None)
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="faults-"))
-    bench = Bench(folder, options.faults)
-    for number in range(options.n):
-        for run in (bench.fixed, bench.elastic, bench.command):
-            run(number)
-    load = os.getloadavg()[1]
-    print(
-        f"{os.cpu_count()} CPUs, load {load:.1f} over 5 minutes, n = {options.n}; "
-        f"{subprocess.run(['date', '-u', '+%Y-%m-%d'], capture_output=True, text=True, check=True).stdout.strip()}"
-    )
-    print(table(bench.rows))
+    rows = {name: Row() for name in options.faults}
+    for run, names in ((fixed, FAULTS[:5]), (elastic, FAULTS[5:7]), (command, FAULTS[7:])):
+        if rows.keys() & set(names):
+            run(folder, rows, options.n)
+            date = time.strftime("%Y-%m-%d", time.gmtime())
+            print(
+                f"{os.cpu_count()} CPUs, load {os.getloadavg()[1]:.1f} over 5 minutes, {date}\n{table(rows)}\n",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
