@@ -95,6 +95,43 @@ def test_what_a_search_finds_can_be_trained_again(ray_cluster: None, tmp_path: P
         assert result_of(again)["metrics"] == result["metrics"]
 
 
+def test_one_trial_at_a_time_a_search_repeats_exactly(ray_cluster: None, tmp_path: Path) -> None:
+    """Twelve trials with ASHA, run twice: each suggestion, epoch, decision and reason in the same order, and the same
+    table. An algorithm that learns, so that a difference anywhere would change what is tried after it.
+    """
+    asked = {
+        "trials": 12,
+        "algorithm": "optuna",
+        "scheduler": {"kind": "asha", "grace_period": 1, "reduction_factor": 2},
+        "concurrent_trials": 1,
+    }
+    optimization = {"global_batch_size": 64, "max_epochs": 4, "learning_rate": 3e-3}
+    first, second = (tune(job(tmp_path, asked, optimization=optimization)) for _ in range(2))
+    assert first != second
+    events = decisions(first)
+    assert sum(event["event"] == "trial" for event in events) == 12
+    verdicts = [event["verdict"]["kind"] for event in events if event["event"] == "epoch"]
+    assert {"cut", "go_on"} <= set(verdicts)
+    assert decisions(second) == events
+    assert table_of(second) == table_of(first)
+
+
+def decisions(search: Path) -> list[dict[str, Any]]:
+    """The journal, but for when each event was, what was measured of time, and how long all was estimated to take."""
+    events = [json.loads(line) for line in (search / "search.jsonl").read_text().splitlines()]
+    kept = [event for event in events if event["event"] != "search" or "epoch_s" not in event["facts"]]
+    for event in kept:
+        del event["at"]
+        if "record" in event:
+            event["record"] = clocks_aside(event["record"])
+    return kept
+
+
+def table_of(search: Path) -> list[dict[str, Any]]:
+    """trials.parquet, clocks aside."""
+    return [clocks_aside(row) for row in pq.read_table(search / "trials.parquet").to_pylist()]
+
+
 @pytest.mark.slow
 def test_trials_of_several_workers_are_cut_and_free_what_they_held(ray_cluster: None, tmp_path: Path) -> None:
     """Without a dashboard, where a trial ended by killing would hold its workers' resources for ever. The second trial
