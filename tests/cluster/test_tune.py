@@ -106,7 +106,8 @@ def test_one_trial_at_a_time_a_search_repeats_exactly(ray_cluster: None, tmp_pat
         "concurrent_trials": 1,
     }
     optimization = {"global_batch_size": 64, "max_epochs": 4, "learning_rate": 3e-3}
-    first, second = (tune(job(tmp_path, asked, optimization=optimization)) for _ in range(2))
+    asked_for = job(tmp_path, asked, optimization=optimization, resources={"cpus_per_worker": 1})
+    first, second = tune(asked_for), tune(asked_for)
     assert first != second
     events = decisions(first)
     assert sum(event["event"] == "trial" for event in events) == 12
