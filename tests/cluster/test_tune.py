@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import ray
+from test_faults import command_line
 
+from raynn.cluster import descendants
 from raynn.job import Job
 from raynn.ledger import Ledger
 from raynn.trainer import train
@@ -234,3 +239,32 @@ for _ in range(100):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=280)
     assert "all is free" in done.stdout, done.stderr
     assert "cut" in {trial.status for trial in Ledger(tmp_path / "digits" / "search.jsonl").trials}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("workers", "process"), [(1, "Trainable"), (2, "ray::Gate")])
+def test_a_trial_whose_process_dies_goes_on(ray_cluster: None, tmp_path: Path, workers: int, process: str) -> None:
+    """What runs a trial, or what its workers wait at, is killed: no trial fails, and all end as if nothing had been."""
+    searched = {"trials": 3 - workers, "scheduler": "none", "concurrent_trials": 1, "max_failed_trials": 0}
+    optimization = {"global_batch_size": 64, "max_epochs": 8, "learning_rate": 3e-3}
+    more = {"optimization": optimization, "resources": {"workers": workers}, "early_stopping": {"rule": "none"}}
+    undisturbed = tune(job(tmp_path / "undisturbed", searched, **more))
+    journal = tmp_path / "disturbed" / "digits" / "search.jsonl"
+    killed: list[int] = []
+
+    def kill() -> None:
+        while not journal.exists() or journal.read_text().count('"epoch"') < 3:
+            time.sleep(0.01)
+        killed.append(next(pid for pid in descendants(os.getpid()) if process in command_line(pid)))
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    disturbed = tune(job(tmp_path / "disturbed", searched, **more))
+    killer.join(1)
+    assert killed
+    for expected, found in zip(Ledger(undisturbed / "search.jsonl").trials, Ledger(journal).trials, strict=True):
+        assert (found.status, found.reason) == (expected.status, expected.reason)
+        assert [clocks_aside(r) for r in found.records] == [clocks_aside(r) for r in expected.records]
+        assert len(records_of(disturbed / "trials" / f"{found.number:04d}")) == found.epochs

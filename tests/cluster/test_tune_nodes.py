@@ -23,7 +23,7 @@ from raynn.job import Job
 from raynn.ledger import Ledger
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 class Nodes:
@@ -109,12 +109,12 @@ def epochs_told(journal: Path) -> int:
     return journal.read_text().count('"event": "epoch"') if journal.exists() else 0
 
 
-def lose_a_node(nodes: Nodes, process: subprocess.Popen[str], journal: Path, epochs: int, what: str) -> None:
-    """One that runs what is called so, once so many epochs are told."""
+def lose_a_node(nodes: Nodes, process: subprocess.Popen[str], journal: Path, epochs: int, *what: str) -> None:
+    """One that runs what is called so, the first of these that one does, once so many epochs are told."""
     while process.poll() is None and epochs_told(journal) < epochs:
         time.sleep(0.02)
     assert process.poll() is None, "the search ended before a node could be lost"
-    running = nodes.that_run(what)
+    running = [node for name in what for node in nodes.that_run(name)]
     assert running, f"no node but the first has a process {what}"
     nodes.lose(running[0])
 
@@ -126,10 +126,27 @@ def test_trials_of_a_lost_node_go_on_elsewhere(nodes: Nodes, tmp_path: Path) -> 
     job = JOB | {"search": search, "early_stopping": {"rule": "none"}}
     job["optimization"] = JOB["optimization"] | {"max_epochs": 15}
     process, journal = started(nodes, tmp_path / "undisturbed", job)
-    assert process.wait(300) == 0
+    assert process.wait(600) == 0
     undisturbed = Ledger(journal)
     process, journal = started(nodes, tmp_path / "disturbed", job)
     lose_a_node(nodes, process, journal, 12, "Trainable")
-    assert process.wait(300) == 0
+    assert process.wait(600) == 0
+    assert summary(Ledger(journal)) == summary(undisturbed)
+    assert nodes.left() == "[] 0.0 []"
+
+
+def test_a_group_of_workers_that_loses_a_node_goes_on(nodes: Nodes, tmp_path: Path) -> None:
+    """A trial of two workers on three nodes of one CPU: the node is lost on which its gate is or, where that is the
+    first, one of its workers. The trial does not count as failed.
+    """
+    search = JOB["search"] | {"algorithm": "random", "scheduler": "none", "concurrent_trials": 1, "trials": 1}
+    search["max_failed_trials"] = 0
+    job = JOB | {"search": search, "early_stopping": {"rule": "none"}, "resources": {"workers": 2}}
+    process, journal = started(nodes, tmp_path / "undisturbed", job)
+    assert process.wait(600) == 0
+    undisturbed = Ledger(journal)
+    process, journal = started(nodes, tmp_path / "disturbed", job)
+    lose_a_node(nodes, process, journal, 3, "ray::Gate", "TrainWorker")
+    assert process.wait(600) == 0
     assert summary(Ledger(journal)) == summary(undisturbed)
     assert nodes.left() == "[] 0.0 []"
