@@ -122,6 +122,14 @@ def test_one_trial_at_a_time_a_search_repeats_exactly(ray_cluster: None, tmp_pat
     assert table_of(second) == table_of(first)
 
 
+def test_every_slot_has_a_trial_from_the_start(ray_cluster: None, tmp_path: Path) -> None:
+    """Actors start side by side: no trial trains before there is one for each slot."""
+    search = tune(job(tmp_path, {"trials": 4, "scheduler": "none"}, optimization={"max_epochs": 1}))
+    events = [json.loads(line) for line in (search / "search.jsonl").read_text().splitlines()]
+    kinds = [event["event"] for event in events if event["event"] in ("trial", "epoch")]
+    assert kinds == ["trial"] * 4 + ["epoch"] * 4
+
+
 def decisions(search: Path) -> list[dict[str, Any]]:
     """The journal, but for when each event was, what was measured of time, and how long all was estimated to take."""
     events = [json.loads(line) for line in (search / "search.jsonl").read_text().splitlines()]
