@@ -274,6 +274,8 @@ def run_trials(desk: Desk, shared: SharedData, slots: Slots) -> None:
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    # By default Tune waits for one actor to be there before it asks for the next trial: seconds for each slot
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.concurrent)
     for name in ("ray.tune", "ray.train", "ray"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     # several workers hold their own resources; what drives them takes next to nothing

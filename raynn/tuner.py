@@ -29,7 +29,7 @@ from raynn.estimate import Pace, estimate, expected_epochs, seconds_left
 from raynn.folder import WINNER, check_storage, claim, describe, newest, read_result, write_json
 from raynn.job import NOT_THE_RESULT, Job, refuse_changes
 from raynn.lanes import Lanes
-from raynn.ledger import FILE, Ledger, Trial, value_at
+from raynn.ledger import FILE, Ledger, Trial, Values, value_at
 from raynn.loop import TrainingState, evaluate_shard, train_epochs
 from raynn.objectives import with_split
 from raynn.outcome import best_epoch, best_job_text, counts, metrics_of, repeated, trials_table, winner, write_trials
@@ -341,10 +341,14 @@ def director_of(
     race = Race(settings.metric, settings.direction, job.optimization.max_epochs)
     devices = (slots.gpus or slots.cpus) * job.resources.workers
     budget, first = settings.budget, job.optimization.seed + 1
+
+    def allowed(values: Values) -> bool:
+        return space.broken(space.settled(values)) is None
+
     return Director(
         ledger,
         lambda number, trials: suggest(space, settings, number, trials, earlier),
-        scheduler_of(settings.scheduler, race, settings.trials, settings.seed, space.axes),
+        scheduler_of(settings.scheduler, race, settings.trials, settings.seed, space.axes, allowed),
         Limits(
             trials=settings.trials,
             failed_trials=settings.max_failed_trials,

@@ -14,6 +14,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.exceptions import ActorDiedError
 
 from raynn.collectives import Workers
 from raynn.data import fetch
@@ -78,6 +79,14 @@ def train_worker(config: dict[str, Any]) -> RaynnError | None:
     return None
 
 
+def _let_through(gate: Any, record: Mapping[str, float]) -> bool:
+    """Whether the workers are to train on; not where the gate has died, which who searches learns there, too."""
+    try:
+        return bool(ray.get(gate.arrive.remote(record)))
+    except ActorDiedError:
+        return False
+
+
 def _train(assignment: Assignment, encoded: Encoded, again: Encoded | None, gate: Any) -> None:
     context = ray.train.get_context()
     # Ray sets one thread a worker; the node's cores are shared out instead
@@ -95,7 +104,7 @@ def _train(assignment: Assignment, encoded: Encoded, again: Encoded | None, gate
     if gate is not None:
         for record in run_training(assignment, place(encoded), workers):
             # the first worker waits at the gate, the others for its word
-            may_go_on = ray.get(gate.arrive.remote(record)) if workers.rank == 0 else True
+            may_go_on = _let_through(gate, record) if workers.rank == 0 else True
             if not workers.decided(float(may_go_on)):
                 return
         return
