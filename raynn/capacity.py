@@ -23,14 +23,22 @@ class Room:
     workers: int
     cpus: float
     gpus: float
+    trials: int = 1  # that the workers are of, at a time
 
     @classmethod
-    def of(cls, resources: ResourcesSettings, available: Resources, groups: int = 1) -> Room:
-        """For `groups` of a job's workers; `gpus_per_worker: auto` is one where the cluster has them for all."""
+    def of(cls, resources: ResourcesSettings, available: Resources, trials: int = 1) -> Room:
+        """For a job's workers, of so many trials at a time; `gpus_per_worker: auto` is one where the cluster has them for all."""
         gpus = resources.gpus_per_worker
         if gpus == "auto":
             gpus = 1.0 if available.get("GPU", 0) >= resources.workers else 0.0
-        return cls(resources.workers * groups, float(resources.cpus_per_worker or 1), float(gpus))
+        return cls(resources.workers * trials, float(resources.cpus_per_worker or 1), float(gpus), trials)
+
+    @property
+    def wish(self) -> str:
+        """What asks for it, in the job file's words."""
+        if self.trials == 1:
+            return f"resources.workers = {self.workers} asks for {self}"
+        return f"{self.trials} trials at a time with resources.workers = {self.workers // self.trials} ask for {self}"
 
     @property
     def bundle(self) -> dict[str, float]:
@@ -86,7 +94,7 @@ def shortage(room: Room, nodes: Sequence[Resources], autoscaler: Mapping[str, An
         limit = f"its autoscaler adds at most {added or 'nothing'}"
         limit += f", {autoscaler['most']} nodes in all" if autoscaler["most"] is not None else ""
     return (
-        f"resources.workers = {room.workers} asks for {room}, and the cluster can hold {most}: it has {held} on "
+        f"{room.wish}, and the cluster can hold {most}: it has {held} on "
         f"{len(nodes)} node{'s' if len(nodes) != 1 else ''}, and {limit}; use fewer workers, or a larger cluster"
     )
 
@@ -114,9 +122,10 @@ def await_room(room: Room, wait_s: float, say: Callable[[str], None] = lambda te
         f"the others (for at most {wait_s:g} s: resources.wait_s)"
     )
     group = placement_group([room.bundle] * room.workers)
+    ready = group.ready()
     started, looked = time.monotonic(), time.monotonic()
     try:
-        while not ray.wait([group.ready()], timeout=POLL_S)[0]:
+        while not ray.wait([ready], timeout=POLL_S)[0]:
             now = time.monotonic()
             if now - started > wait_s:
                 raise ResourceError(
@@ -128,7 +137,7 @@ def await_room(room: Room, wait_s: float, say: Callable[[str], None] = lambda te
                 looked = now
                 if _infeasible(room):
                     raise ResourceError(
-                        f"resources.workers = {room.workers} asks for {room}, and the cluster's autoscaler says that "
+                        f"{room.wish}, and the cluster's autoscaler says that "
                         "none of its node types can hold them; use fewer workers, or a larger node type"
                     )
     finally:
@@ -142,7 +151,7 @@ def _nodes() -> list[Resources]:
 def _infeasible(room: Room) -> bool:
     """Whether Ray's newer autoscaler has said that it can never hold one of these workers; the older says nothing."""
     import ray
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 
     reply = GetClusterStatusReply()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,42 @@ from raynn.folder import check_storage, environment
 from raynn.job import Job
 from raynn.lanes import Lanes
 from raynn.networks import NETWORKS
+from raynn.placement import expected_residence
 from raynn.preparation import LocalDriver, split_summary
+from raynn.readiness import asked_of, cluster_lines, findings_here, findings_there, packages
 from raynn.regularization import knob_specs
 from raynn.rules import RULES
 from raynn.shards import free_memory_bytes
 from raynn.splits import NAMES, TRAIN
+from raynn.submit import look_at, require_right
 from raynn.tasks import build_model, checked, prepare_job, understand_job
 from raynn.trainer import uses_ray
+from raynn.upload import measured
 
 Answer = dict[str, Any]
+
+
+def check_cluster(address: str, path: str | None, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
+    """The nodes of the cluster at an address: a dashboard's URL, or Ray's own where this is one of its nodes. With a job
+    file, what of the job would fail there.
+
+    Raises:
+        ResourceError: the cluster does not answer, or something would fail.
+    """
+    job = Job.load(path, overrides) if path is not None else None
+    seen = look_at(address, {"packages": packages()} if job is None else asked_of(job))
+    answer, lines = {"nodes": seen["nodes"], "autoscaler": seen["autoscaler"]}, cluster_lines(seen)
+    if job is None:
+        return answer, lines
+    assert path is not None
+    folder = Path.cwd()
+    upload, findings = measured(folder), []
+    if Path(path).absolute().is_relative_to(folder):
+        findings += findings_here(job, Path(path).absolute(), folder, upload)
+    carries = "raynn/__init__.py" in upload.files
+    findings += findings_there(job, seen, tune=False, carries_raynn=carries, passes_key=False)
+    require_right(findings)
+    return answer | {"checks": [asdict(each) for each in findings]}, [*lines, *map(str, findings)]
 
 
 def check_machine() -> tuple[Answer, list[str]]:
@@ -81,6 +109,8 @@ def check_job(path: str, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
         "lanes": lanes.count,
         "storage": str(storage),
     }
+    residence = expected_residence(prepared.encoded, job)
+    answer["memory"] = asdict(residence)
     width = max(len(name) for name in columns)
     of = f" of {', '.join(map(repr, targets))}" if targets else ""
     lines = [f"{job.name}: {prepared.task}{of} ({prepared.task_reason})"]
@@ -93,6 +123,7 @@ def check_job(path: str, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
         *prepared.notes,
         f"{job.network.kind} with {parameters:,} parameters; {lanes.steps_per_epoch} steps an epoch of "
         f"{job.optimization.global_batch_size} rows, from {lanes.count} lanes",
+        str(residence),
         f"nothing would stop it; next: {shlex.join(['raynn', 'train', path, *overrides])}",
     ]
     return answer, lines

@@ -14,10 +14,11 @@ import json  # noqa: E402
 import shlex  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Callable, Mapping, Sequence  # noqa: E402
+from dataclasses import asdict  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any, NoReturn  # noqa: E402
 
-from raynn.errors import RaynnError, UserError  # noqa: E402
+from raynn.errors import Detached, RaynnError, UserError  # noqa: E402
 
 if TYPE_CHECKING:
     from raynn.job import Job
@@ -43,6 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if as_json:
             _answer(json.dumps({"error": str(error), "kind": type(error).__name__}))
         return 2 if isinstance(error, UserError) else 1
+    except Detached as detached:
+        _say(str(detached))
+        if as_json:
+            _answer(json.dumps({"error": str(detached), "kind": "Detached"}))
+        return 130
     except KeyboardInterrupt as interruption:
         resume = str(interruption) or None
         _say("interrupted" + (f"; what was trained is saved, continue with:\n  {resume}" if resume else ""))
@@ -281,11 +287,52 @@ def init(options: argparse.Namespace) -> tuple[Answer, str]:
     return {"job": str(out), "task": draft.task, "network": draft.kind, "next": train_it}, text
 
 
-def check(options: argparse.Namespace) -> tuple[Answer, str]:
-    """What would be trained, and on what: sources, columns, splits."""
-    from raynn.check import check_job, check_machine
+def submit(options: argparse.Namespace) -> tuple[Answer, str]:
+    """Checks the cluster and the job, then `ray job submit`; its log is followed to its end."""
+    from raynn.submit import Submission, connected, follow, read_environment
+    from raynn.submit import submit as submit_job
 
-    answer, lines = check_machine() if options.job is None else check_job(options.job, options.overrides)
+    def write(text: str) -> None:
+        (sys.stderr if options.json else sys.stdout).write(text)
+
+    asked = Submission(
+        Path(options.job),
+        tuple(options.overrides),
+        options.address,
+        "tune" if options.tune else "train",
+        Path(options.working_dir),
+        read_environment(options.runtime_env, options.pip or (), options.uv or ()),
+        options.pass_wandb_key,
+        options.quiet,
+    )
+    job_id, findings = submit_job(asked, (lambda text: None) if options.quiet else _say)
+    answer = {"job": job_id, "address": options.address, "checks": [asdict(finding) for finding in findings]}
+    log = shlex.join(["ray", "job", "logs", job_id, "--follow", "--address", options.address])
+    if options.no_wait:
+        return answer, f"job {job_id} is on its way; next: {log}"
+    if not options.quiet:
+        _say(f"job {job_id} is on its way; Ctrl-C {'stops it' if options.stop_on_interrupt else 'leaves it running'}")
+    client, _ = connected(options.address)
+    follow(options.address, client, job_id, write, stop_on_interrupt=options.stop_on_interrupt)
+    return answer | {"status": "succeeded"}, f"job {job_id} succeeded; its log: {log.replace(' --follow', '')}"
+
+
+def check(options: argparse.Namespace) -> tuple[Answer, str]:
+    """The machine, the cluster, the job: what would fail, and the remedy."""
+    import os
+
+    from raynn.check import check_cluster, check_job, check_machine
+
+    address = options.address or os.environ.get("RAY_ADDRESS")
+    if options.job is None:
+        answer, lines = check_machine()
+    elif options.address is None:
+        answer, lines = check_job(options.job, options.overrides)
+    else:
+        answer, lines = {}, []  # the data are the cluster's: its nodes are asked for them
+    if address and (options.job is None or options.address):
+        more, found = check_cluster(address, options.job, options.overrides)
+        answer, lines = answer | more, [*lines, *found]
     return answer, "\n".join(lines)
 
 
@@ -437,8 +484,23 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("data", metavar="DATA", help="a source: file, folder, glob, URL or catalogue name")
     sub.add_argument("--target", metavar="COLUMN", help="the column to predict; text and images need none")
     sub.add_argument("--out", metavar="JOB.yaml", help="default: the name of the data")
+    sub = add("submit", submit)
+    sub.add_argument("job", metavar="JOB.yaml")
+    sub.add_argument("overrides", nargs="*", metavar="dotted.key=value")
+    sub.add_argument("--address", required=True, metavar="URL", help="of the cluster's dashboard")
+    sub.add_argument("--tune", action="store_true", help="the job's search, instead of one run")
+    sub.add_argument("--working-dir", default=".", metavar="FOLDER", help="what is uploaded; default: this folder")
+    sub.add_argument("--runtime-env", metavar="FILE", help="Ray's runtime environment, as YAML or JSON")
+    for tool in ("pip", "uv"):
+        sub.add_argument(
+            f"--{tool}", action="append", metavar="PACKAGE", help=f"{tool} installs it, or what a .txt file lists"
+        )
+    sub.add_argument("--pass-wandb-key", action="store_true", help="WANDB_API_KEY of this shell goes with the job")
+    sub.add_argument("--no-wait", action="store_true", help="do not follow the log")
+    sub.add_argument("--stop-on-interrupt", action="store_true", help="Ctrl-C stops the job")
     sub = add("check", check)
     sub.add_argument("job", nargs="?", metavar="JOB.yaml")
+    sub.add_argument("--address", metavar="URL", help="of a cluster's dashboard; default: RAY_ADDRESS")
     sub.add_argument("overrides", nargs="*", metavar="dotted.key=value")
     add("schema", schema)
     sub = add("list", list_all)

@@ -237,7 +237,11 @@ def newest_run(storage: Path, name: str) -> dict[str, str] | None:
     for folder in [storage / name, *storage.glob(f"{name}-*")]:
         suffix = folder.name[len(name) :].removeprefix("-") or "1"
         job = folder / "job.yaml"
-        if suffix.isdigit() and job.exists() and re.search(rf"(?m)^name: *['\"]?{re.escape(name)}['\"]?$", job.read_text()):
+        if (
+            suffix.isdigit()
+            and job.exists()
+            and re.search(rf"(?m)^name: *['\"]?{re.escape(name)}['\"]?$", job.read_text())
+        ):
             numbered[int(suffix)] = folder
     if not numbered:
         return None
@@ -273,13 +277,14 @@ def _autoscaler_of_head() -> dict[str, Any] | None:
     import ray
     import yaml
 
-    gcs = ray.get_runtime_context().gcs_address
+    port = ":" + ray.get_runtime_context().gcs_address.rpartition(":")[2]
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = path.read_bytes().decode(errors="replace").split("\0")
         except OSError:  # it has ended meanwhile
             continue
-        if not any(word.endswith("monitor.py") for word in words) or f"--gcs-address={gcs}" not in words:
+        ours = any(word.startswith("--gcs-address=") and word.endswith(port) for word in words)
+        if not ours or not any(word.endswith("/monitor.py") for word in words):
             continue
         config = next((w.partition("=")[2] for w in words if w.startswith("--autoscaling-config=")), "")
         if not config:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,8 +36,9 @@ class Upload:
         return text in self.files or any(name.startswith(text.rstrip("/") + "/") for name in self.files)
 
 
-def measured(folder: Path) -> Upload:
-    """What is sent of a folder: all but what its .rayignore and .gitignore files, and Ray's own rules, leave out."""
+def measured(folder: Path, excludes: Sequence[str] = ()) -> Upload:
+    """What is sent of a folder: all but what its .rayignore and .gitignore files, Ray's own rules, and `excludes`
+    of a runtime environment leave out."""
     from ray._private.ray_constants import RAY_RUNTIME_ENV_IGNORE_GITIGNORE, get_runtime_env_default_excludes
     from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
 
@@ -48,6 +49,6 @@ def measured(folder: Path) -> Upload:
             files[path.relative_to(folder).as_posix()] = path.stat().st_size
 
     gitignore = os.environ.get(RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
-    excludes = [_get_excludes(folder, get_runtime_env_default_excludes())]
-    _dir_travel(folder, excludes, note, include_gitignore=gitignore)
+    left_out = [_get_excludes(folder, [*get_runtime_env_default_excludes(), *excludes])]
+    _dir_travel(folder, left_out, note, include_gitignore=gitignore)
     return Upload(files)

@@ -136,6 +136,9 @@ ORDER = (
     "loop",
     "training",
     "placement",
+    "probe",
+    "nodes",
+    "capacity",
     "cluster",
     "data",
     "worker",
@@ -164,13 +167,19 @@ ORDER = (
     "desk",
     "tuner",
     "studies",
+    "upload",
+    "readiness",
+    "submit",
     "check",
     "",  # raynn/__init__.py, the public names
     "cli",
     "__main__",
 )
 ROOMS = {
-    "ray": {"cluster", "data", "worker", "trainer", "trial", "desk", "tuner", "submit"},
+    "ray": {
+        *("probe", "capacity", "cluster", "data", "worker"),
+        *("trainer", "trial", "desk", "tuner", "upload", "submit"),
+    },
     "wandb": {"sweeps", "dashboard"},
 }
 DRAWERS = {"utils", "util", "common", "base", "helpers", "helper", "manager", "engine", "misc"}

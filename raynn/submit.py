@@ -1,0 +1,391 @@
+"""A job sent to a cluster: looked over first, then `ray job submit`, its log followed to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shlex
+import shutil
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raynn import probe
+from raynn.cluster import cluster
+from raynn.errors import Detached, JobError, ResourceError, TrainingError, UserError
+from raynn.job import Job
+from raynn.readiness import Finding, asked_of, findings_here, findings_there
+from raynn.upload import measured
+
+ANSWER_TIMEOUT_S = 10.0
+PROBE_TIMEOUT_S = 600.0  # a runtime environment with PyTorch takes minutes to install
+AWAY_S = 300.0  # that the cluster may be away while its log is followed
+NAME = "raynn"  # key of a job's name in Ray's metadata of it
+TOKEN_FILE = "~/.ray/auth_token"
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What is asked for."""
+
+    job_file: Path
+    overrides: tuple[str, ...]
+    address: str
+    verb: str = "train"
+    folder: Path = Path()  # what is uploaded
+    runtime_env: Mapping[str, Any] | None = None  # beside the folder
+    pass_wandb_key: bool = False
+    quiet: bool = False
+
+
+def submit(asked: Submission, say: Say) -> tuple[str, list[Finding]]:
+    """Looks everything over and starts the job; returns Ray's id of it, and what was found. `say` is told each finding.
+
+    Raises:
+        UserError: something is wrong; nothing of the user's was sent.
+    """
+    if not asked.job_file.absolute().is_relative_to(asked.folder.absolute()):
+        raise JobError(
+            f"{asked.job_file} is outside of {asked.folder.absolute()}, the folder that is uploaded; go to the folder "
+            "that holds both the job file and what it needs, or name it with --working-dir"
+        )
+    job = Job.load(str(asked.job_file), list(asked.overrides))
+    if asked.verb == "tune" and job.search is None:
+        raise JobError("--tune runs the job's `search` section, and it has none: add one, or leave --tune out")
+    upload = measured(asked.folder, (asked.runtime_env or {}).get("excludes", ()))
+    found: list[Finding] = []
+
+    def note(findings: Iterator[Finding]) -> None:
+        for finding in findings:
+            found.append(finding)
+            say(str(finding))
+
+    note(findings_here(job, asked.job_file.absolute(), asked.folder, upload))
+    client, answered = connected(asked.address)
+    note(iter(answered))
+    seen = look_through(client, asked_of(job), asked.runtime_env or {})
+    carries, passes = "raynn/__init__.py" in upload.files, asked.pass_wandb_key
+    note(findings_there(job, seen, tune=asked.verb == "tune", carries_raynn=carries, passes_key=passes))
+    overrides, about_run = _continued(job, asked.overrides, seen["run"], _running(client, job.name))
+    note(iter(about_run))
+    require_right(found)
+    command = [
+        "python",
+        "-m",
+        "raynn",
+        asked.verb,
+        asked.job_file.absolute().relative_to(asked.folder.absolute()).as_posix(),
+    ]
+    with _requests(asked.address):
+        job_id = client.submit_job(
+            entrypoint=shlex.join([*command, *overrides, *(["--quiet"] if asked.quiet else [])]),
+            runtime_env=_environment(asked),
+            metadata={NAME: job.name},
+        )
+    return str(job_id), found
+
+
+def require_right(findings: Sequence[Finding]) -> None:
+    """Raises:
+    ResourceError: something is wrong; all of it, in one message.
+    """
+    wrong = [finding.text for finding in findings if finding.state == "wrong"]
+    if wrong:
+        raise ResourceError("\n  ".join([f"{len(wrong)} of {len(findings)} checks failed:", *wrong]))
+
+
+def _environment(asked: Submission) -> dict[str, Any]:
+    """Ray's runtime environment of the job.
+
+    W&B's key can go nowhere better: whoever holds the token may run code as the job's user, so a file or a message
+    would hide it from no one, and an entry in `env_vars` at least leaves it out of the command, the log and what the
+    dashboard shows.
+    """
+    environment = dict(asked.runtime_env or {}) | {"working_dir": str(asked.folder.absolute())}
+    if asked.pass_wandb_key:
+        if not os.environ.get("WANDB_API_KEY"):
+            raise UserError(
+                "--pass-wandb-key passes WANDB_API_KEY on, and it is not set here; set it, or leave that out"
+            )
+        passed = {"WANDB_API_KEY": os.environ["WANDB_API_KEY"]}
+        environment["env_vars"] = dict(environment.get("env_vars", {})) | passed
+    return environment
+
+
+def read_environment(file: str | None, pip: Sequence[str], uv: Sequence[str]) -> dict[str, Any]:
+    """A runtime environment from a YAML or JSON file, with packages that pip or uv installs for the job.
+
+    Raises:
+        UserError: a file that cannot be read, or keys that do not go together.
+    """
+    environment: Any = {}
+    if file is not None:
+        try:
+            environment = yaml.safe_load(Path(file).read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise UserError(f"--runtime-env {file} cannot be read: {error}; name a YAML or JSON file") from None
+        if not isinstance(environment, dict):
+            raise UserError(
+                f"--runtime-env {file} holds no mapping; write keys as pip: [package] or env_vars: {{A: b}}"
+            )
+    if "working_dir" in environment:
+        raise UserError(f"--runtime-env {file} holds working_dir; name the folder to upload with --working-dir instead")
+    for name, packages in (("pip", pip), ("uv", uv)):
+        if packages:
+            environment[name] = [line for package in packages for line in _requirements(package)]
+    if (given := sorted({"pip", "uv", "conda"} & set(environment))) and len(given) > 1:
+        raise UserError(f"{' and '.join(given)} cannot both make the job's environment; give one of them")
+    return environment
+
+
+def _requirements(text: str) -> list[str]:
+    """One requirement, or those of a file of them."""
+    if not text.endswith(".txt"):
+        return [text]
+    try:
+        lines = [line.partition(" #")[0].strip() for line in Path(text).read_text().splitlines()]
+    except OSError as error:
+        raise UserError(f"{text} cannot be read: {error.strerror}; name a file of requirements") from None
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _continued(
+    job: Job, overrides: Sequence[str], run: Mapping[str, str] | None, running: str | None
+) -> tuple[list[str], list[Finding]]:
+    """The overrides, with resume=true where a run of that name waits to be continued; and what is said of it."""
+    given = list(overrides)
+    if running is not None:
+        text = (
+            f"job {running} is running as {job.name!r} already; follow it with `ray job logs {running} --follow`, stop "
+            f"it with `ray job stop {running}`, or give this one another name=..."
+        )
+        return given, [Finding("run", "wrong", text)]
+    if run is None or job.resume:
+        return given, []
+    if run["state"] == "ended":
+        return given, [Finding("run", "note", f"{run['folder']} has ended: this is a new run of that name")]
+    return [*given, "resume=true"], [
+        Finding("run", "note", f"{run['folder']} is {run['state']}: continued (resume=true)")
+    ]
+
+
+def _running(client: Any, name: str) -> str | None:
+    """The job of that name that has not ended."""
+    for details in client.list_jobs():
+        if (details.metadata or {}).get(NAME) == name and str(details.status.value) not in ENDED:
+            return str(details.submission_id)
+    return None
+
+
+def connected(address: str) -> tuple[Any, list[Finding]]:
+    """Ray's client for the dashboard at a URL.
+
+    Raises:
+        ResourceError: it does not answer, is not Ray's, or does not take the token.
+    """
+    url = (address if "://" in address else f"http://{address}").rstrip("/")
+    if not url.startswith(("http://", "https://")):
+        raise ResourceError(
+            f"--address {address} is not the URL of a dashboard; give that, for instance http://127.0.0.1:8265"
+        )
+    version = _version_at(url, {})
+    token = "none is asked for"
+    if version is None:
+        token, source = _token()
+        version = _version_at(url, {"Authorization": f"Bearer {token}"})
+        if version is None:
+            raise ResourceError(
+                f"{url} does not accept the token of {source}; put the cluster's own there: "
+                "`ray get-auth-token` on its head prints it"
+            )
+        token = f"that of {source} is accepted"
+    from ray.job_submission import JobSubmissionClient
+
+    with _requests(url), _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        client = JobSubmissionClient(url)
+    return client, [Finding("address", "ok", f"{url}, Ray {version}"), Finding("token", "ok", token)]
+
+
+def _version_at(url: str, headers: Mapping[str, str]) -> str | None:
+    """Ray's version at a dashboard; None where it wants another token, or one at all."""
+    request = urllib.request.Request(f"{url}/api/version", headers=dict(headers))
+    try:
+        with urllib.request.urlopen(request, timeout=ANSWER_TIMEOUT_S) as answer:
+            return str(json.load(answer)["ray_version"])
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            return None
+        reason = f"status {error.code}"
+    except (ValueError, KeyError, TypeError):
+        reason = "no version"
+    except OSError as error:
+        raise ResourceError(
+            f"{url} does not answer ({getattr(error, 'reason', error)}); is the cluster up, and the tunnel to its "
+            "dashboard open (`ray dashboard CLUSTER.yaml`, `kubectl port-forward`)?"
+        ) from None
+    raise ResourceError(f"{url} answers, but not as Ray's dashboard does ({reason}); its port is 8265 by default")
+
+
+def _token() -> tuple[str, str]:
+    """The token that Ray's client would send, and where it stands.
+
+    Raises:
+        ResourceError: Ray's client would send none.
+    """
+    where = f"RAY_AUTH_TOKEN, in the file that RAY_AUTH_TOKEN_PATH names, or in {TOKEN_FILE}"
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        raise ResourceError(
+            "the cluster asks for a token, and Ray sends none unless told to: export RAY_AUTH_MODE=token; the token is "
+            f"taken from {where}"
+        )
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token, "RAY_AUTH_TOKEN"
+    file = os.environ.get("RAY_AUTH_TOKEN_PATH") or TOKEN_FILE
+    try:
+        token = Path(file).expanduser().read_text().strip()
+    except OSError as error:
+        raise ResourceError(
+            f"the cluster asks for a token, and {file} cannot be read ({error.strerror}); put the cluster's in "
+            f"{where}: `ray get-auth-token` on its head prints it"
+        ) from None
+    return token, file
+
+
+def look_at(address: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What there is at an address: a dashboard's URL, or that of Ray itself on one of the cluster's nodes.
+
+    Raises:
+        ResourceError: nothing there, or not for us.
+    """
+    if address.startswith(("http://", "https://")):
+        return look_through(connected(address)[0], asked, {})
+    with cluster(0):
+        return probe.look(asked)
+
+
+def look_through(client: Any, asked: Mapping[str, Any], runtime_env: Mapping[str, Any]) -> dict[str, Any]:
+    """What a small job on the cluster sees, in the job's own environment; it leaves nothing.
+
+    Raises:
+        ResourceError: it failed, or did not end.
+    """
+    environment = {key: value for key, value in runtime_env.items() if key not in ("py_modules", "excludes")}
+    with tempfile.TemporaryDirectory() as folder, _requests(client.get_address()):
+        shutil.copy(probe.__file__, folder)
+        (Path(folder) / probe.ASKED).write_text(json.dumps(asked))
+        job_id = client.submit_job(entrypoint="python probe.py", runtime_env=environment | {"working_dir": folder})
+        started = time.monotonic()
+        while (status := client.get_job_status(job_id)).value not in ENDED:
+            if time.monotonic() - started > PROBE_TIMEOUT_S:
+                client.stop_job(job_id)
+                raise ResourceError(
+                    f"a probe of the cluster, job {job_id}, did not end in {PROBE_TIMEOUT_S:g} s; is it busy?"
+                )
+            time.sleep(0.3)
+        log, message = client.get_job_logs(job_id), client.get_job_info(job_id).message
+        client.delete_job(job_id)
+    for line in log.splitlines():
+        if line.startswith(probe.MARK):
+            answer: dict[str, Any] = json.loads(line.removeprefix(probe.MARK))
+            return answer
+    last = (log.strip() or str(message)).splitlines()[-1]
+    raise ResourceError(
+        f"a probe of the cluster failed ({status.value}: {last}); `python -c 'import ray'` has to work there"
+    )
+
+
+@contextmanager
+def _without(*names: str) -> Iterator[None]:
+    """The environment without some variables: they would overrule an address that is given."""
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
+@contextmanager
+def _requests(address: str) -> Iterator[None]:
+    """What the cluster refuses, as an error of ours."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # requests' are OSErrors
+        raise ResourceError(
+            f"{address} refused: {str(error).strip()[:500]}; `ray job list` says what runs there"
+        ) from error
+
+
+def follow(address: str, client: Any, job_id: str, write: Say, *, stop_on_interrupt: bool) -> None:
+    """Writes the job's log as it comes, until the job has ended.
+
+    Raises:
+        UserError: the job ended with status 2.
+        TrainingError: it failed otherwise.
+        Detached: Ctrl-C; the job goes on.
+        KeyboardInterrupt: Ctrl-C with `stop_on_interrupt`, the job is stopped; or someone else stopped it.
+    """
+    told = f"--address {address}"
+    try:
+        details = _ended(client, job_id, write)
+    except KeyboardInterrupt:
+        if not stop_on_interrupt:
+            raise Detached(
+                f"detached: job {job_id} goes on\n  to come back: ray job logs {job_id} --follow {told}\n"
+                f"  to stop it:   ray job stop {job_id} {told}"
+            ) from None
+        client.stop_job(job_id)
+        details = _ended(client, job_id, write)
+    status, code = str(details.status.value), details.driver_exit_code
+    if status == "STOPPED" or code == 130:
+        raise KeyboardInterrupt
+    if code == 2:
+        raise UserError(f"job {job_id} ended with exit status 2: its log above says what to mend")
+    if status != "SUCCEEDED":
+        reason = f"exit status {code}" if code is not None else str(details.message)
+        raise TrainingError(f"job {job_id} failed: {reason}; its log: ray job logs {job_id} {told}")
+
+
+def _ended(client: Any, job_id: str, write: Say) -> Any:
+    """The job's details once it has ended. Its log is written meanwhile, each part once, even if the link breaks."""
+    written, lost = 0, None
+    while True:
+        try:
+            written = asyncio.run(_tail(client, job_id, write, written))
+            details = client.get_job_info(job_id)
+            if str(details.status.value) in ENDED:
+                return details
+            lost = None
+        except (OSError, RuntimeError) as error:
+            lost = lost or time.monotonic()
+            if time.monotonic() - lost > AWAY_S:
+                raise ResourceError(
+                    f"the cluster has been away for {AWAY_S:g} s ({error}); job {job_id} may go on: `ray job logs "
+                    f"{job_id} --follow` comes back to it"
+                ) from None
+        time.sleep(1.0)
+
+
+async def _tail(client: Any, job_id: str, write: Say, written: int) -> int:
+    """Writes what comes after the first `written` characters, until the link ends; returns how many there were."""
+    seen = 0
+    try:
+        async for text in client.tail_job_logs(job_id):
+            new = text[max(0, written - seen) :]
+            seen += len(text)
+            if new:
+                write(new)
+    except RuntimeError:  # closed early; whether the job has ended is asked for next
+        pass
+    return max(written, seen)
