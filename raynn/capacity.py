@@ -27,7 +27,7 @@ class Room:
 
     @classmethod
     def of(cls, resources: ResourcesSettings, available: Resources, trials: int = 1) -> Room:
-        """For a job's workers, of so many trials at a time; `gpus_per_worker: auto` is one where the cluster has them for all."""
+        """For a job's workers, of so many trials at a time. `gpus_per_worker: auto` is one where there are enough."""
         gpus = resources.gpus_per_worker
         if gpus == "auto":
             gpus = 1.0 if available.get("GPU", 0) >= resources.workers else 0.0

@@ -16,8 +16,8 @@ from raynn.job import Job
 from raynn.lanes import Lanes
 from raynn.networks import NETWORKS
 from raynn.placement import expected_residence
-from raynn.preparation import LocalDriver, split_summary
-from raynn.readiness import asked_of, cluster_lines, findings_here, findings_there, packages
+from raynn.preparation import LocalDriver, located, split_summary
+from raynn.readiness import Finding, asked_of, cluster_lines, findings_here, findings_there, packages
 from raynn.regularization import knob_specs
 from raynn.rules import RULES
 from raynn.shards import free_memory_bytes
@@ -31,23 +31,29 @@ Answer = dict[str, Any]
 
 
 def check_cluster(address: str, path: str | None, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
-    """The nodes of the cluster at an address: a dashboard's URL, or Ray's own where this is one of its nodes. With a job
-    file, what of the job would fail there.
+    """The nodes of the cluster at an address: a dashboard's URL, or Ray's own where this is one of its nodes.
+
+    With a job file, what of the job would fail there: submitted to the dashboard, or started on this node.
 
     Raises:
         ResourceError: the cluster does not answer, or something would fail.
     """
-    job = Job.load(path, overrides) if path is not None else None
+    job, submitted = Job.load(path, overrides) if path is not None else None, address.startswith("http")
+    if job is not None and path is not None and not submitted:
+        here = {"storage": str(check_storage(job.storage)), "data": located(job.data, Path(path).parent)}
+        job = job.model_copy(update=here)
     seen = look_at(address, {"packages": packages()} if job is None else asked_of(job))
     answer, lines = {"nodes": seen["nodes"], "autoscaler": seen["autoscaler"]}, cluster_lines(seen)
     if job is None:
         return answer, lines
     assert path is not None
     folder = Path.cwd()
-    upload, findings = measured(folder), []
-    if Path(path).absolute().is_relative_to(folder):
+    findings: list[Finding] = []
+    carries = not submitted
+    if submitted and Path(path).absolute().is_relative_to(folder):
+        upload = measured(folder)
+        carries = "raynn/__init__.py" in upload.files
         findings += findings_here(job, Path(path).absolute(), folder, upload)
-    carries = "raynn/__init__.py" in upload.files
     findings += findings_there(job, seen, tune=False, carries_raynn=carries, passes_key=False)
     require_right(findings)
     return answer | {"checks": [asdict(each) for each in findings]}, [*lines, *map(str, findings)]

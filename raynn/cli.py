@@ -326,11 +326,11 @@ def check(options: argparse.Namespace) -> tuple[Answer, str]:
     address = options.address or os.environ.get("RAY_ADDRESS")
     if options.job is None:
         answer, lines = check_machine()
-    elif options.address is None:
-        answer, lines = check_job(options.job, options.overrides)
+    elif options.address and options.address.startswith("http"):
+        answer, lines = {}, []  # data and storage are the cluster's: its nodes are asked for them
     else:
-        answer, lines = {}, []  # the data are the cluster's: its nodes are asked for them
-    if address and (options.job is None or options.address):
+        answer, lines = check_job(options.job, options.overrides)
+    if address:
         more, found = check_cluster(address, options.job, options.overrides)
         answer, lines = answer | more, [*lines, *found]
     return answer, "\n".join(lines)

@@ -204,7 +204,7 @@ def _wandb_findings(job: Job, seen: Seen, passes_key: bool) -> Iterator[Finding]
     if settings is None or settings.mode in ("disabled", "offline"):
         return
     if passes_key:
-        text = "the key goes with the job, and stands in its description for all who hold the cluster's token"
+        text = "the key goes with the job, as a file that whoever holds the cluster's token can read"
         yield Finding("W&B", "note", text)
     elif seen["wandb_key"]:
         yield Finding("W&B", "ok", "the driver's node has a key")

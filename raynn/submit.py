@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -24,12 +26,14 @@ from raynn.cluster import cluster
 from raynn.errors import Detached, JobError, ResourceError, TrainingError, UserError
 from raynn.job import Job
 from raynn.readiness import Finding, asked_of, findings_here, findings_there
-from raynn.upload import measured
+from raynn.tracking import SERVER
+from raynn.upload import Upload, measured
 
 ANSWER_TIMEOUT_S = 10.0
 PROBE_TIMEOUT_S = 600.0  # a runtime environment with PyTorch takes minutes to install
 AWAY_S = 300.0  # that the cluster may be away while its log is followed
 NAME = "raynn"  # key of a job's name in Ray's metadata of it
+KEY_FILE = ".raynn-netrc"
 TOKEN_FILE = "~/.ray/auth_token"
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
@@ -64,6 +68,8 @@ def submit(asked: Submission, say: Say) -> tuple[str, list[Finding]]:
     job = Job.load(str(asked.job_file), list(asked.overrides))
     if asked.verb == "tune" and job.search is None:
         raise JobError("--tune runs the job's `search` section, and it has none: add one, or leave --tune out")
+    if asked.pass_wandb_key and not os.environ.get("WANDB_API_KEY"):
+        raise UserError("--pass-wandb-key passes WANDB_API_KEY on, and it is not set here; set it, or leave that out")
     upload = measured(asked.folder, (asked.runtime_env or {}).get("excludes", ()))
     found: list[Finding] = []
 
@@ -88,10 +94,10 @@ def submit(asked: Submission, say: Say) -> tuple[str, list[Finding]]:
         asked.verb,
         asked.job_file.absolute().relative_to(asked.folder.absolute()).as_posix(),
     ]
-    with _requests(asked.address):
+    with _requests(asked.address), _carried(asked, upload) as environment:
         job_id = client.submit_job(
             entrypoint=shlex.join([*command, *overrides, *(["--quiet"] if asked.quiet else [])]),
-            runtime_env=_environment(asked),
+            runtime_env=environment,
             metadata={NAME: job.name},
         )
     return str(job_id), found
@@ -106,22 +112,27 @@ def require_right(findings: Sequence[Finding]) -> None:
         raise ResourceError("\n  ".join([f"{len(wrong)} of {len(findings)} checks failed:", *wrong]))
 
 
-def _environment(asked: Submission) -> dict[str, Any]:
-    """Ray's runtime environment of the job.
+@contextmanager
+def _carried(asked: Submission, upload: Upload) -> Iterator[dict[str, Any]]:
+    """Ray's runtime environment of the job, and what is uploaded, for as long as that takes.
 
-    W&B's key can go nowhere better: whoever holds the token may run code as the job's user, so a file or a message
-    would hide it from no one, and an entry in `env_vars` at least leaves it out of the command, the log and what the
-    dashboard shows.
+    W&B's key goes as a file among the uploaded ones, which W&B's client is told of. In `env_vars` of the runtime
+    environment it would stand in `ray job list`, in the dashboard's answers and in runtime_env_agent.log of a node
+    (seen with Ray 2.60). Whoever holds the cluster's token can run code there, and find it in either place.
     """
-    environment = dict(asked.runtime_env or {}) | {"working_dir": str(asked.folder.absolute())}
-    if asked.pass_wandb_key:
-        if not os.environ.get("WANDB_API_KEY"):
-            raise UserError(
-                "--pass-wandb-key passes WANDB_API_KEY on, and it is not set here; set it, or leave that out"
-            )
-        passed = {"WANDB_API_KEY": os.environ["WANDB_API_KEY"]}
-        environment["env_vars"] = dict(environment.get("env_vars", {})) | passed
-    return environment
+    environment = dict(asked.runtime_env or {})
+    if not asked.pass_wandb_key:
+        yield environment | {"working_dir": str(asked.folder.absolute())}
+        return
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", SERVER)).hostname
+    told = {"NETRC": KEY_FILE} | {k: os.environ[k] for k in ("WANDB_BASE_URL",) if k in os.environ}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in upload.files:
+            link = Path(folder) / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to((asked.folder / name).absolute())
+        (Path(folder) / KEY_FILE).write_text(f"machine {host}\nlogin user\npassword {os.environ['WANDB_API_KEY']}\n")
+        yield environment | {"working_dir": folder, "env_vars": dict(environment.get("env_vars", {})) | told}
 
 
 def read_environment(file: str | None, pip: Sequence[str], uv: Sequence[str]) -> dict[str, Any]:
@@ -213,6 +224,8 @@ def connected(address: str) -> tuple[Any, list[Finding]]:
         token = f"that of {source} is accepted"
     from ray.job_submission import JobSubmissionClient
 
+    for talker in ("dashboard.modules.job.sdk", "dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging"):
+        logging.getLogger(f"ray.{talker}").setLevel(logging.WARNING)
     with _requests(url), _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         client = JobSubmissionClient(url)
     return client, [Finding("address", "ok", f"{url}, Ray {version}"), Finding("token", "ok", token)]
@@ -271,6 +284,7 @@ def look_at(address: str, asked: Mapping[str, Any]) -> dict[str, Any]:
     """
     if address.startswith(("http://", "https://")):
         return look_through(connected(address)[0], asked, {})
+    os.environ["RAY_ADDRESS"] = address
     with cluster(0):
         return probe.look(asked)
 

@@ -62,8 +62,8 @@ def train(job: Job, folder: Path | None = None, *, quiet: bool = True, started_a
 
 
 def require_cluster(job: Job, storage: Path, understood: Understood, trials: int = 1, *, quiet: bool = True) -> None:
-    """Before data are prepared on a cluster: room for the workers of so many trials at a time, which an autoscaler may first
-    have to make, and nodes that all see the data and the storage.
+    """Before data are prepared on a cluster: there is room for the workers of so many trials at a time, which an
+    autoscaler may first have to make, and all nodes see the data and the storage.
 
     Raises:
         ResourceError: no such room, or a node that does not see them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,7 @@ def measured(folder: Path, excludes: Sequence[str] = ()) -> Upload:
     from ray._private.ray_constants import RAY_RUNTIME_ENV_IGNORE_GITIGNORE, get_runtime_env_default_excludes
     from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
 
+    logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.WARNING)
     folder, files = folder.absolute(), dict[str, int]()
 
     def note(path: Path) -> None:
