@@ -30,6 +30,25 @@ from raynn.upload import measured
 Answer = dict[str, Any]
 
 
+def check(address: str | None, path: str | None, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
+    """This machine or a job; and the cluster at the address, RAY_ADDRESS by default.
+
+    Raises:
+        UserError: something would fail.
+    """
+    address = address or os.environ.get("RAY_ADDRESS")
+    if path is None:
+        answer, lines = check_machine()
+    elif address and address.startswith("http"):
+        answer, lines = {}, []  # data and storage are the cluster's: its nodes are asked for them
+    else:
+        answer, lines = check_job(path, overrides)
+    if address:
+        more, found = check_cluster(address, path, overrides)
+        answer, lines = answer | more, [*lines, *found]
+    return answer, lines
+
+
 def check_cluster(address: str, path: str | None, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
     """The nodes of the cluster at an address: a dashboard's URL, or Ray's own where this is one of its nodes.
 

@@ -14,7 +14,6 @@ import json  # noqa: E402
 import shlex  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Callable, Mapping, Sequence  # noqa: E402
-from dataclasses import asdict  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any, NoReturn  # noqa: E402
 
@@ -289,11 +288,7 @@ def init(options: argparse.Namespace) -> tuple[Answer, str]:
 
 def submit(options: argparse.Namespace) -> tuple[Answer, str]:
     """Checks the cluster and the job, then `ray job submit`; its log is followed to its end."""
-    from raynn.submit import Submission, connected, follow, read_environment
-    from raynn.submit import submit as submit_job
-
-    def write(text: str) -> None:
-        (sys.stderr if options.json else sys.stdout).write(text)
+    from raynn.submit import Submission, read_environment, send
 
     asked = Submission(
         Path(options.job),
@@ -305,34 +300,16 @@ def submit(options: argparse.Namespace) -> tuple[Answer, str]:
         options.pass_wandb_key,
         options.quiet,
     )
-    job_id, findings = submit_job(asked, (lambda text: None) if options.quiet else _say)
-    answer = {"job": job_id, "address": options.address, "checks": [asdict(finding) for finding in findings]}
-    log = shlex.join(["ray", "job", "logs", job_id, "--follow", "--address", options.address])
-    if options.no_wait:
-        return answer, f"job {job_id} is on its way; next: {log}"
-    if not options.quiet:
-        _say(f"job {job_id} is on its way; Ctrl-C {'stops it' if options.stop_on_interrupt else 'leaves it running'}")
-    client, _ = connected(options.address)
-    follow(options.address, client, job_id, write, stop_on_interrupt=options.stop_on_interrupt)
-    return answer | {"status": "succeeded"}, f"job {job_id} succeeded; its log: {log.replace(' --follow', '')}"
+    say: Callable[[str], None] = (lambda text: None) if options.quiet else _say
+    log = sys.stderr if options.json else sys.stdout
+    return send(asked, say, log, wait=not options.no_wait, stop_on_interrupt=options.stop_on_interrupt)
 
 
 def check(options: argparse.Namespace) -> tuple[Answer, str]:
     """The machine, the cluster, the job: what would fail, and the remedy."""
-    import os
+    from raynn.check import check as check_all
 
-    from raynn.check import check_cluster, check_job, check_machine
-
-    address = options.address or os.environ.get("RAY_ADDRESS")
-    if options.job is None:
-        answer, lines = check_machine()
-    elif options.address and options.address.startswith("http"):
-        answer, lines = {}, []  # data and storage are the cluster's: its nodes are asked for them
-    else:
-        answer, lines = check_job(options.job, options.overrides)
-    if address:
-        more, found = check_cluster(address, options.job, options.overrides)
-        answer, lines = answer | more, [*lines, *found]
+    answer, lines = check_all(options.address, options.job, options.overrides)
     return answer, "\n".join(lines)
 
 

@@ -14,9 +14,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from urllib.parse import urlsplit
 
 import yaml
@@ -54,8 +54,11 @@ class Submission:
     quiet: bool = False
 
 
-def submit(asked: Submission, say: Say) -> tuple[str, list[Finding]]:
-    """Looks everything over and starts the job; returns Ray's id of it, and what was found. `say` is told each finding.
+def submit(asked: Submission, say: Say) -> tuple[Any, str, list[Finding]]:
+    """Looks everything over, telling `say` each finding, and starts the job.
+
+    Returns:
+        Ray's client, its id of the job, and what was found.
 
     Raises:
         UserError: something is wrong; nothing of the user's was sent.
@@ -100,7 +103,21 @@ def submit(asked: Submission, say: Say) -> tuple[str, list[Finding]]:
             runtime_env=environment,
             metadata={NAME: job.name},
         )
-    return str(job_id), found
+    return client, str(job_id), found
+
+
+def send(
+    asked: Submission, say: Say, log: TextIO, *, wait: bool, stop_on_interrupt: bool
+) -> tuple[dict[str, Any], str]:
+    """Submits, and with `wait` follows: the answer and the last line of the command."""
+    client, job_id, findings = submit(asked, say)
+    answer = {"job": job_id, "address": asked.address, "checks": [asdict(finding) for finding in findings]}
+    at = shlex.join(["ray", "job", "logs", job_id, "--address", asked.address])
+    if not wait:
+        return answer, f"job {job_id} is on its way; next: {at} --follow"
+    say(f"job {job_id} is on its way; Ctrl-C {'stops it' if stop_on_interrupt else 'leaves it running'}")
+    follow(asked.address, client, job_id, log, stop_on_interrupt=stop_on_interrupt)
+    return answer | {"status": "succeeded"}, f"job {job_id} succeeded; its log: {at}"
 
 
 def require_right(findings: Sequence[Finding]) -> None:
@@ -341,7 +358,7 @@ def _requests(address: str) -> Iterator[None]:
         ) from error
 
 
-def follow(address: str, client: Any, job_id: str, write: Say, *, stop_on_interrupt: bool) -> None:
+def follow(address: str, client: Any, job_id: str, log: TextIO, *, stop_on_interrupt: bool) -> None:
     """Writes the job's log as it comes, until the job has ended.
 
     Raises:
@@ -352,7 +369,7 @@ def follow(address: str, client: Any, job_id: str, write: Say, *, stop_on_interr
     """
     told = f"--address {address}"
     try:
-        details = _ended(client, job_id, write)
+        details = _ended(client, job_id, log)
     except KeyboardInterrupt:
         if not stop_on_interrupt:
             raise Detached(
@@ -360,7 +377,7 @@ def follow(address: str, client: Any, job_id: str, write: Say, *, stop_on_interr
                 f"  to stop it:   ray job stop {job_id} {told}"
             ) from None
         client.stop_job(job_id)
-        details = _ended(client, job_id, write)
+        details = _ended(client, job_id, log)
     status, code = str(details.status.value), details.driver_exit_code
     if status == "STOPPED" or code == 130:
         raise KeyboardInterrupt
@@ -371,12 +388,12 @@ def follow(address: str, client: Any, job_id: str, write: Say, *, stop_on_interr
         raise TrainingError(f"job {job_id} failed: {reason}; its log: ray job logs {job_id} {told}")
 
 
-def _ended(client: Any, job_id: str, write: Say) -> Any:
+def _ended(client: Any, job_id: str, log: TextIO) -> Any:
     """The job's details once it has ended. Its log is written meanwhile, each part once, even if the link breaks."""
     written, lost = 0, None
     while True:
         try:
-            written = asyncio.run(_tail(client, job_id, write, written))
+            written = asyncio.run(_tail(client, job_id, log, written))
             details = client.get_job_info(job_id)
             if str(details.status.value) in ENDED:
                 return details
@@ -391,7 +408,7 @@ def _ended(client: Any, job_id: str, write: Say) -> Any:
         time.sleep(1.0)
 
 
-async def _tail(client: Any, job_id: str, write: Say, written: int) -> int:
+async def _tail(client: Any, job_id: str, log: TextIO, written: int) -> int:
     """Writes what comes after the first `written` characters, until the link ends; returns how many there were."""
     seen = 0
     try:
@@ -399,7 +416,8 @@ async def _tail(client: Any, job_id: str, write: Say, written: int) -> int:
             new = text[max(0, written - seen) :]
             seen += len(text)
             if new:
-                write(new)
+                log.write(new)
+                log.flush()
     except RuntimeError:  # closed early; whether the job has ended is asked for next
         pass
     return max(written, seen)
