@@ -141,14 +141,16 @@ def _carried(asked: Submission, upload: Upload) -> Iterator[dict[str, Any]]:
     if not asked.pass_wandb_key:
         yield environment | {"working_dir": str(asked.folder.absolute())}
         return
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", SERVER)).hostname
+    server = urlsplit(os.environ.get("WANDB_BASE_URL", SERVER))
+    machines = sorted({server.netloc, str(server.hostname)})  # W&B looks for the first, with its port
     told = {"NETRC": KEY_FILE} | {k: os.environ[k] for k in ("WANDB_BASE_URL",) if k in os.environ}
     with tempfile.TemporaryDirectory() as folder:
         for name in upload.files:
             link = Path(folder) / name
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to((asked.folder / name).absolute())
-        (Path(folder) / KEY_FILE).write_text(f"machine {host}\nlogin user\npassword {os.environ['WANDB_API_KEY']}\n")
+        key = f"login user password {os.environ['WANDB_API_KEY']}"
+        (Path(folder) / KEY_FILE).write_text("".join(f"machine {machine} {key}\n" for machine in machines))
         yield environment | {"working_dir": folder, "env_vars": dict(environment.get("env_vars", {})) | told}
 
 

@@ -20,8 +20,8 @@ def test_a_folder_of_its_own_on_a_node() -> None:
     views = [view(1), view(2, "hidden"), view(3), view(4, "lost")]
     assert storage_problems(views, "/scratch/runs") == [
         "storage = '/scratch/runs' is not one folder for all nodes: what is written there on the driver's node "
-        "10.0.0.1 (111111) is not seen on nodes 10.0.0.2 (222222), 10.0.0.4 (444444); name a folder that every node mounts "
-        "(storage=/shared/runs), or train in one process with resources.workers=1 resources.driver=local"
+        "10.0.0.1 (111111) is not seen on nodes 10.0.0.2 (222222), 10.0.0.4 (444444); name a folder that every node "
+        "mounts (storage=/shared/runs), or train in one process with resources.workers=1 resources.driver=local"
     ]
 
 
