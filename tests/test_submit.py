@@ -212,10 +212,9 @@ class Client(SimpleNamespace):
 
     async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
         self.tries += 1
-        for part in self.parts[: self.tries]:
-            if part == "interrupt":
-                raise KeyboardInterrupt
-            yield part
+        if "interrupt" in self.parts:
+            raise KeyboardInterrupt
+        yield "".join(self.parts[: self.tries])  # a new link begins with all that was
         if self.tries < len(self.parts):
             raise RuntimeError("closed early")
 
