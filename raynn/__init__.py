@@ -4,7 +4,7 @@ The verbs are the commands': `Job.load(path)`, `train(job)`, `tune(job)`, `evalu
 They load PyTorch and Ray when first used; `import raynn` alone loads neither.
 
 The map of the house, from the ground up. A module imports only modules above it here; `ray` appears in probe,
-capacity, cluster, data, worker, trainer, trial, desk, tuner, upload and submit, `wandb` in sweeps and dashboard.
+capacity, cluster, data, worker, trainer, trial, desk, tuner, upload and connection, `wandb` in sweeps and dashboard.
 
     errors.py          the exception tree; each message: field, value, relation, remedy
     settings.py        Settings: frozen, no unknown key; the only base class of a job's sections
@@ -137,6 +137,7 @@ capacity, cluster, data, worker, trainer, trial, desk, tuner, upload and submit,
     studies.py         what each regularizer is worth: an ablation over seeds
     upload.py          what a submitted folder holds, and what makes it large
     readiness.py       whether a cluster is ready for a job, a line each
+    connection.py      a cluster's dashboard: reached, let in, the cluster looked through
     submit.py          checks, then `ray job submit`, and the log to its end
     check.py           what a machine, a cluster, a job and raynn itself hold, said before training
     cli.py             the commands

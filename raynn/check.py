@@ -11,6 +11,7 @@ from typing import Any
 
 from raynn.catalog import CATALOG
 from raynn.collectives import gpu_names
+from raynn.connection import look_at
 from raynn.folder import check_storage, environment
 from raynn.job import Job
 from raynn.lanes import Lanes
@@ -22,7 +23,7 @@ from raynn.regularization import knob_specs
 from raynn.rules import RULES
 from raynn.shards import free_memory_bytes
 from raynn.splits import NAMES, TRAIN
-from raynn.submit import look_at, require_right
+from raynn.submit import require_right
 from raynn.tasks import build_model, checked, prepare_job, understand_job
 from raynn.trainer import uses_ray
 from raynn.upload import measured

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 import os
 import shlex
-import shutil
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,21 +16,16 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from raynn import probe
-from raynn.cluster import cluster
+from raynn.connection import ENDED, connected, look_through, requests_to
 from raynn.errors import Detached, JobError, ResourceError, TrainingError, UserError
 from raynn.job import Job
 from raynn.readiness import Finding, asked_of, findings_here, findings_there
 from raynn.tracking import SERVER
 from raynn.upload import Upload, measured
 
-ANSWER_TIMEOUT_S = 10.0
-PROBE_TIMEOUT_S = 600.0  # a runtime environment with PyTorch takes minutes to install
 AWAY_S = 300.0  # that the cluster may be away while its log is followed
 NAME = "raynn"  # key of a job's name in Ray's metadata of it
 KEY_FILE = ".raynn-netrc"
-TOKEN_FILE = "~/.ray/auth_token"
-ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 Say = Callable[[str], None]
 
@@ -63,9 +53,10 @@ def submit(asked: Submission, say: Say) -> tuple[Any, str, list[Finding]]:
     Raises:
         UserError: something is wrong; nothing of the user's was sent.
     """
-    if not asked.job_file.absolute().is_relative_to(asked.folder.absolute()):
+    folder, job_file = Path(os.path.abspath(asked.folder)), Path(os.path.abspath(asked.job_file))
+    if not job_file.is_relative_to(folder):
         raise JobError(
-            f"{asked.job_file} is outside of {asked.folder.absolute()}, the folder that is uploaded; go to the folder "
+            f"{asked.job_file} is outside of {folder}, the folder that is uploaded; go to the folder "
             "that holds both the job file and what it needs, or name it with --working-dir"
         )
     job = Job.load(str(asked.job_file), list(asked.overrides))
@@ -81,7 +72,7 @@ def submit(asked: Submission, say: Say) -> tuple[Any, str, list[Finding]]:
             found.append(finding)
             say(str(finding))
 
-    note(findings_here(job, asked.job_file.absolute(), asked.folder, upload))
+    note(findings_here(job, job_file, folder, upload))
     client, answered = connected(asked.address)
     note(iter(answered))
     seen = look_through(client, asked_of(job), asked.runtime_env or {})
@@ -90,16 +81,10 @@ def submit(asked: Submission, say: Say) -> tuple[Any, str, list[Finding]]:
     overrides, about_run = _continued(job, asked.overrides, seen["run"], _running(client, job.name))
     note(iter(about_run))
     require_right(found)
-    command = [
-        "python",
-        "-m",
-        "raynn",
-        asked.verb,
-        asked.job_file.absolute().relative_to(asked.folder.absolute()).as_posix(),
-    ]
-    with _requests(asked.address), _carried(asked, upload) as environment:
+    command = ["python", "-m", "raynn", asked.verb, job_file.relative_to(folder).as_posix(), *overrides]
+    with requests_to(asked.address), _carried(asked, upload) as environment:
         job_id = client.submit_job(
-            entrypoint=shlex.join([*command, *overrides, *(["--quiet"] if asked.quiet else [])]),
+            entrypoint=shlex.join([*command, *(["--quiet"] if asked.quiet else [])]),
             runtime_env=environment,
             metadata={NAME: job.name},
         )
@@ -217,147 +202,6 @@ def _running(client: Any, name: str) -> str | None:
         if (details.metadata or {}).get(NAME) == name and str(details.status.value) not in ENDED:
             return str(details.submission_id)
     return None
-
-
-def connected(address: str) -> tuple[Any, list[Finding]]:
-    """Ray's client for the dashboard at a URL.
-
-    Raises:
-        ResourceError: it does not answer, is not Ray's, or does not take the token.
-    """
-    url = (address if "://" in address else f"http://{address}").rstrip("/")
-    if not url.startswith(("http://", "https://")):
-        raise ResourceError(
-            f"--address {address} is not the URL of a dashboard; give that, for instance http://127.0.0.1:8265"
-        )
-    version = _version_at(url, {})
-    token = "none is asked for"
-    if version is None:
-        token, source = _token()
-        version = _version_at(url, {"Authorization": f"Bearer {token}"})
-        if version is None:
-            raise ResourceError(
-                f"{url} does not accept the token of {source}; put the cluster's own there: "
-                "`ray get-auth-token` on its head prints it"
-            )
-        token = f"that of {source} is accepted"
-    from ray.job_submission import JobSubmissionClient
-
-    for talker in ("dashboard.modules.job.sdk", "dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging"):
-        logging.getLogger(f"ray.{talker}").setLevel(logging.WARNING)
-    with _requests(url), _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
-        client = JobSubmissionClient(url)
-    return client, [Finding("address", "ok", f"{url}, Ray {version}"), Finding("token", "ok", token)]
-
-
-def _version_at(url: str, headers: Mapping[str, str]) -> str | None:
-    """Ray's version at a dashboard; None where it wants another token, or one at all."""
-    request = urllib.request.Request(f"{url}/api/version", headers=dict(headers))
-    try:
-        with urllib.request.urlopen(request, timeout=ANSWER_TIMEOUT_S) as answer:
-            return str(json.load(answer)["ray_version"])
-    except urllib.error.HTTPError as error:
-        if error.code in (401, 403):
-            return None
-        reason = f"status {error.code}"
-    except (ValueError, KeyError, TypeError):
-        reason = "no version"
-    except OSError as error:
-        raise ResourceError(
-            f"{url} does not answer ({getattr(error, 'reason', error)}); is the cluster up, and the tunnel to its "
-            "dashboard open (`ray dashboard CLUSTER.yaml`, `kubectl port-forward`)?"
-        ) from None
-    raise ResourceError(f"{url} answers, but not as Ray's dashboard does ({reason}); its port is 8265 by default")
-
-
-def _token() -> tuple[str, str]:
-    """The token that Ray's client would send, and where it stands.
-
-    Raises:
-        ResourceError: Ray's client would send none.
-    """
-    where = f"RAY_AUTH_TOKEN, in the file that RAY_AUTH_TOKEN_PATH names, or in {TOKEN_FILE}"
-    if os.environ.get("RAY_AUTH_MODE") != "token":
-        raise ResourceError(
-            "the cluster asks for a token, and Ray sends none unless told to: export RAY_AUTH_MODE=token; the token is "
-            f"taken from {where}"
-        )
-    if token := os.environ.get("RAY_AUTH_TOKEN"):
-        return token, "RAY_AUTH_TOKEN"
-    file = os.environ.get("RAY_AUTH_TOKEN_PATH") or TOKEN_FILE
-    try:
-        token = Path(file).expanduser().read_text().strip()
-    except OSError as error:
-        raise ResourceError(
-            f"the cluster asks for a token, and {file} cannot be read ({error.strerror}); put the cluster's in "
-            f"{where}: `ray get-auth-token` on its head prints it"
-        ) from None
-    return token, file
-
-
-def look_at(address: str, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What there is at an address: a dashboard's URL, or that of Ray itself on one of the cluster's nodes.
-
-    Raises:
-        ResourceError: nothing there, or not for us.
-    """
-    if address.startswith(("http://", "https://")):
-        return look_through(connected(address)[0], asked, {})
-    os.environ["RAY_ADDRESS"] = address
-    with cluster(0):
-        return probe.look(asked)
-
-
-def look_through(client: Any, asked: Mapping[str, Any], runtime_env: Mapping[str, Any]) -> dict[str, Any]:
-    """What a small job on the cluster sees, in the job's own environment; it leaves nothing.
-
-    Raises:
-        ResourceError: it failed, or did not end.
-    """
-    environment = {key: value for key, value in runtime_env.items() if key not in ("py_modules", "excludes")}
-    with tempfile.TemporaryDirectory() as folder, _requests(client.get_address()):
-        shutil.copy(probe.__file__, folder)
-        (Path(folder) / probe.ASKED).write_text(json.dumps(asked))
-        job_id = client.submit_job(entrypoint="python probe.py", runtime_env=environment | {"working_dir": folder})
-        started = time.monotonic()
-        while (status := client.get_job_status(job_id)).value not in ENDED:
-            if time.monotonic() - started > PROBE_TIMEOUT_S:
-                client.stop_job(job_id)
-                raise ResourceError(
-                    f"a probe of the cluster, job {job_id}, did not end in {PROBE_TIMEOUT_S:g} s; is it busy?"
-                )
-            time.sleep(0.3)
-        log, message = client.get_job_logs(job_id), client.get_job_info(job_id).message
-        client.delete_job(job_id)
-    for line in log.splitlines():
-        if line.startswith(probe.MARK):
-            answer: dict[str, Any] = json.loads(line.removeprefix(probe.MARK))
-            return answer
-    last = (log.strip() or str(message)).splitlines()[-1]
-    raise ResourceError(
-        f"a probe of the cluster failed ({status.value}: {last}); `python -c 'import ray'` has to work there"
-    )
-
-
-@contextmanager
-def _without(*names: str) -> Iterator[None]:
-    """The environment without some variables: they would overrule an address that is given."""
-    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ.update(kept)
-
-
-@contextmanager
-def _requests(address: str) -> Iterator[None]:
-    """What the cluster refuses, as an error of ours."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:  # requests' are OSErrors
-        raise ResourceError(
-            f"{address} refused: {str(error).strip()[:500]}; `ray job list` says what runs there"
-        ) from error
 
 
 def follow(address: str, client: Any, job_id: str, log: TextIO, *, stop_on_interrupt: bool) -> None:

@@ -169,6 +169,7 @@ ORDER = (
     "studies",
     "upload",
     "readiness",
+    "connection",
     "submit",
     "check",
     "",  # raynn/__init__.py, the public names
@@ -178,7 +179,7 @@ ORDER = (
 ROOMS = {
     "ray": {
         *("probe", "capacity", "cluster", "data", "worker"),
-        *("trainer", "trial", "desk", "tuner", "upload", "submit"),
+        *("trainer", "trial", "desk", "tuner", "upload", "connection"),
     },
     "wandb": {"sweeps", "dashboard"},
 }

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from raynn.cli import main
+from raynn.connection import connected
 from raynn.errors import Detached, JobError, ResourceError, TrainingError, UserError
 from raynn.job import Job
 from raynn.probe import newest_run
-from raynn.submit import Submission, _continued, connected, follow, read_environment, submit
+from raynn.submit import Submission, _continued, follow, read_environment, submit
 
 JOB = "name: flowers\ndata: {train: digits, target: label}\nnetwork: {kind: feedforward}\nstorage: /shared/runs\n"
 TOKEN = "a" * 64

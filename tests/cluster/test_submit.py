@@ -161,7 +161,7 @@ def test_the_key_of_wandb_goes_unseen(far: Cluster) -> None:
 
 
 def test_a_package_for_one_job_by_pip(far: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    from raynn.submit import connected, look_through
+    from raynn.connection import connected, look_through
 
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.setenv(name, far.user[name])
