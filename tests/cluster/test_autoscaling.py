@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def growing() -> Iterator[Machines]:
     (folder / "cluster.yaml").write_text(json.dumps(config))
     more = {"RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
     more |= {"RAY_CLOUD_INSTANCE_ID": HEAD_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID}
+    more["PYTHONPATH"] = str(folder / "clone")
     try:
         with machines(folder, 1) as ours:
             shutil.copytree(ROOT / "raynn", folder / "clone/raynn", ignore=shutil.ignore_patterns("__pycache__"))
@@ -72,14 +74,37 @@ def test_more_than_the_autoscaler_can_add_is_refused(growing: Machines) -> None:
 
 
 def test_from_none_to_two_nodes(growing: Machines) -> None:
+    clone = growing.folder / "clone"
     how = (f"storage={growing.folder}/runs", "resources.workers=2", "optimization.max_epochs=1", "tracking={}")
-    done = growing.raynn("submit", "job.yaml", "--address", URL, *how, cwd=growing.folder / "clone")
+    looked = growing.raynn("check", "job.yaml", "--address", URL, *how, cwd=clone)
+    assert "2 workers of 1 CPU each: the cluster holds 0 such, its autoscaler adds the others" in looked.stdout
+    # on the head, not submitted: the pretended nodes share its folders, and end the job's own when they go
+    done = growing.raynn("train", "job.yaml", *how, cwd=clone, on=1, RAY_ADDRESS=f"{NETWORK}.1:6379")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 workers of 1 CPU each: the cluster holds 0 such, its autoscaler adds the others" in done.stderr
-    waits = [line for line in done.stdout.splitlines() if line.startswith("waiting for")]
+    waits = [line for line in done.stderr.splitlines() if line.startswith("waiting for")]
     assert waits == [
         "waiting for 2 workers of 1 CPU each: the cluster holds 0, its autoscaler is asked for the others (for at most "
         "900 s: resources.wait_s)"
     ]
     result = json.loads((growing.folder / "runs/apart/result.json").read_text())
     assert (result["status"], result["workers"]) == ("finished", 2)
+
+
+def test_nodes_that_do_not_come_in_time(growing: Machines) -> None:
+    how = (f"storage={growing.folder}/runs", "resources.workers=2", "resources.cpus_per_worker=1", "resources.wait_s=0")
+    clone = growing.folder / "clone"
+    wait_until_idle(growing)
+    done = growing.raynn("train", "job.yaml", *how, cwd=clone, on=1, RAY_ADDRESS=f"{NETWORK}.1:6379")
+    assert done.returncode == 2, done.stderr
+    assert "resources.wait_s = 0 s have passed, and the cluster holds 0 of 2 workers of 1 CPU each" in done.stderr
+
+
+def wait_until_idle(growing: Machines, timeout_s: float = 240.0) -> None:
+    """Until the autoscaler has taken its nodes away again."""
+    until = time.monotonic() + timeout_s
+    while True:
+        looked = growing.raynn("check", "--address", URL, "--json", cwd=growing.folder / "clone")
+        if len(json.loads(looked.stdout)["nodes"]) == 1:
+            return
+        assert time.monotonic() < until, looked.stdout
+        time.sleep(5)
