@@ -76,6 +76,15 @@ def test_an_address_of_something_else(url: str) -> None:
         connected("ray://head:10001")
 
 
+def test_a_dashboard_is_no_place_to_train(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    assert main(["train", "job.yaml", "storage=runs"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "raynn train: RAY_ADDRESS = 'http://127.0.0.1:8265' is a dashboard's, where jobs are submitted: raynn submit "
+        "JOB.yaml --address http://127.0.0.1:8265; or unset RAY_ADDRESS to train here"
+    )
+
+
 def test_a_token_that_ray_would_not_send(url: str) -> None:
     with pytest.raises(ResourceError) as error:
         connected(url)
