@@ -16,7 +16,8 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,6 @@ def look(asked: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "ray": ray.__version__,
-        "driver_node": ray.get_runtime_context().get_node_id(),
         "nodes": see(storage, asked.get("data") or {}, asked.get("packages") or (), asked.get("wandb_host")),
         "wandb_key": has_key(str(asked.get("wandb_host"))),
         "autoscaler": autoscaler(),
@@ -72,14 +72,11 @@ def see(
     does not see the node's) or the reason why it cannot be written.
     """
     import ray
-    from ray import cloudpickle
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     nodes = alive_nodes()
     mark, refused = _marked(storage) if storage else (None, None)
-    if __name__ != "__main__":  # by value, so that a node without raynn can answer, too
-        cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    try:
+    with _sent_by_value(), _removed_afterwards(mark):
         task = ray.remote(num_cpus=0, max_retries=0)(_see_from)
         views = [
             task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
@@ -88,22 +85,43 @@ def see(
             for node in nodes
         ]
         ray.wait(views, num_returns=len(views), timeout=timeout_s)
-        seen = [_answer(ray, node, view, timeout_s) for node, view in zip(nodes, views, strict=True)]
+        seen = [_answer(node, view, timeout_s) for node, view in zip(nodes, views, strict=True)]
         for answer in seen:
             if refused:
                 answer["storage"] = refused
             elif mark and answer["storage"] == "shared" and not _appears(mark / answer["id"], LATE_S):
                 answer["storage"] = "lost"
-    finally:
-        if __name__ != "__main__":
-            cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
-        if mark:
-            shutil.rmtree(mark, ignore_errors=True)
     return seen
 
 
-def _answer(ray: Any, node: Mapping[str, Any], view: Any, timeout_s: float) -> dict[str, Any]:
+@contextmanager
+def _sent_by_value() -> Iterator[None]:
+    """Functions of this module go to nodes as they are, so that a node without raynn can answer, too."""
+    from ray import cloudpickle
+
+    if __name__ == "__main__":  # they do anyway
+        yield
+        return
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    try:
+        yield
+    finally:
+        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+@contextmanager
+def _removed_afterwards(folder: Path | None) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _answer(node: Mapping[str, Any], view: Any, timeout_s: float) -> dict[str, Any]:
     """A node's view with what Ray knows of it; `error` where it gave none."""
+    import ray
+
     resources = node["Resources"]
     known = {
         "id": node["NodeID"],
@@ -260,16 +278,10 @@ def autoscaler() -> dict[str, Any] | None:
     Ray 2.60 hands node types to its monitor alone, as a file; the head node is asked which.
     """
     import ray
-    from ray import cloudpickle
 
-    if __name__ != "__main__":
-        cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    try:
+    with _sent_by_value():
         task = ray.remote(num_cpus=0, resources={HEAD: 0.001}, max_retries=0)(_autoscaler_of_head)
         found: dict[str, Any] | None = ray.get(task.remote(), timeout=NODE_TIMEOUT_S)
-    finally:
-        if __name__ != "__main__":
-            cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     return found
 
 
