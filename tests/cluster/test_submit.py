@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -108,40 +108,40 @@ def test_a_wrong_token_is_not_accepted(far: Cluster) -> None:
 
 
 def test_left_alone_stopped_and_continued(far: Cluster) -> None:
-    long = ("name=long", "optimization.max_epochs=10000", "early_stopping=null")
+    long = ("name=long", "optimization.max_epochs=10000", "early_stopping={rule: none}")
+    checkpoints, said = far.folder / "runs/long/checkpoints", far.folder / "said"
 
     def interrupted(*more: str) -> tuple[int, str]:
-        process = subprocess.Popen(
-            far.command(*long, *more),
-            cwd=far.clone,
-            env=far.user,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=hears_interruptions,
-        )
+        with said.open("wb") as errors:
+            process = subprocess.Popen(
+                far.command(*long, *more),
+                cwd=far.clone,
+                env=far.user,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                preexec_fn=hears_interruptions,
+            )
         try:
-            wait_for(far.folder / "runs/long/checkpoints", "epoch-*")
-            time.sleep(3)
+            wait_for(lambda: "is on its way" in said.read_text() and any(checkpoints.glob("epoch-*")))
             process.send_signal(signal.SIGINT)
-            return process.wait(120), process.communicate()[1]
+            return process.wait(120), said.read_text()
         finally:
             process.kill()
+            process.wait()
 
-    code, said = interrupted()
+    code, text = interrupted()
     assert code == 130
-    job = re.findall(r"detached: job (\w+) goes on\n  to come back: ray job logs \w+ --follow --address", said)[0]
+    job = re.findall(r"detached: job (\w+) goes on\n  to come back: ray job logs \w+ --follow --address", text)[0]
     refused = far.submit(*long)
     assert refused.returncode == 2
     assert f"job {job} is running as 'long' already" in refused.stderr
 
     stop = ["ray", "job", "stop", job, "--address", far.url]
     subprocess.run(stop, env=far.user, capture_output=True, check=True, timeout=120)
-    shutil.rmtree(far.folder / "runs/long/checkpoints/none", ignore_errors=True)
-    code, said = interrupted("--stop-on-interrupt")
+    code, text = interrupted("--stop-on-interrupt")
     assert code == 130
-    assert f"note   run        {far.folder}/runs/long is unfinished: continued (resume=true)" in said
-    assert "detached" not in said
+    assert f"note   run        {far.folder}/runs/long is unfinished: continued (resume=true)" in text
+    assert "detached" not in text
     status = subprocess.run(["ray", "job", "list", "--address", far.url], env=far.user, capture_output=True, text=True)
     assert "RUNNING" not in status.stdout
 
@@ -175,10 +175,10 @@ def test_a_package_for_one_job_by_pip(far: Cluster, monkeypatch: pytest.MonkeyPa
     assert client.list_jobs() is not None
 
 
-def wait_for(folder: Path, pattern: str, timeout_s: float = 240.0) -> None:
+def wait_for(happened: Callable[[], bool], timeout_s: float = 240.0) -> None:
     until = time.monotonic() + timeout_s
-    while not any(folder.glob(pattern)):
-        assert time.monotonic() < until, f"no {pattern} in {folder}"
+    while not happened():
+        assert time.monotonic() < until
         time.sleep(0.5)
 
 
