@@ -58,6 +58,7 @@ capacity, cluster, data, worker, trainer, trial, desk, tuner, upload and connect
     preprocessing.py   fitted on the training split, saved as JSON with the model
     encoded.py         encoded examples in blocks, and the pieces that a worker takes
     preparation.py     from sources to encoded blocks: read, clean, split, fit, encode
+    cache.py           prepared tables of earlier runs, found again by what they were made of
     windows.py         windows of steps, cut lazily
     corpus.py          text to learn a language from: its tail held out, windows of tokens
     draft.py           a first job file for data that were looked at

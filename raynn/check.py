@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from raynn.cache import RememberingDriver
 from raynn.catalog import CATALOG
 from raynn.collectives import gpu_names
 from raynn.connection import look_at
@@ -17,7 +18,7 @@ from raynn.job import Job
 from raynn.lanes import Lanes
 from raynn.networks import NETWORKS
 from raynn.placement import expected_residence
-from raynn.preparation import LocalDriver, located, split_summary
+from raynn.preparation import located, split_summary
 from raynn.readiness import Finding, asked_of, cluster_lines, findings_here, findings_there, packages
 from raynn.regularization import knob_specs
 from raynn.rules import RULES
@@ -111,7 +112,7 @@ def check_job(path: str, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
     storage = check_storage(job.storage)
     uses_ray(job)  # raises where the driver cannot be had
     understood = understand_job(job, Path(path).parent)
-    prepared = prepare_job(job, understood, LocalDriver())
+    prepared = prepare_job(job, understood, RememberingDriver())
     job = checked(job.model_copy(update={"task": prepared.task}), prepared)
     lanes = Lanes(prepared.encoded.num_rows(TRAIN), job.optimization.global_batch_size, job.optimization.seed)
     parameters = sum(p.numel() for p in build_model(job, prepared.preprocessing).parameters())

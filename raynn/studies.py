@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from raynn import progress
 from raynn.ablation import Arm, StudySettings, arms_of, findings
+from raynn.cache import RememberingDriver
 from raynn.cluster import cluster
 from raynn.collectives import Workers, gpu_names
 from raynn.data import RayDriver
@@ -34,7 +35,7 @@ from raynn.ledger import FILE, Ledger, Trial
 from raynn.metrics import QUANTITIES
 from raynn.outcome import counts, write_trials
 from raynn.placement import place_shards
-from raynn.preparation import Driver, LocalDriver, Prepared, located, split_summary
+from raynn.preparation import Driver, Prepared, located, split_summary
 from raynn.progress import ProgressLine, ProgressWriter
 from raynn.regularization import applicable, knob_specs
 from raynn.report import conclude
@@ -74,7 +75,7 @@ def study(job: Job, folder: Path | None = None, *, quiet: bool = True, started_a
     at_least = settings.concurrent_trials if settings.concurrent_trials != "auto" else 1
     with cluster(job.resources.workers * (job.resources.cpus_per_worker or 1) * at_least):
         require_cluster(job, storage, understood, at_least, quiet=quiet)
-        driver: Driver = RayDriver() if job.resources.workers > 1 else LocalDriver()
+        driver: Driver = RayDriver() if job.resources.workers > 1 else RememberingDriver()
         prepared = prepare_job(job, understood, driver)
         job = checked(job.model_copy(update={"task": prepared.task}), prepared)
         if not prepared.encoded.num_rows(TEST):

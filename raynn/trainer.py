@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from raynn import progress
+from raynn.cache import RememberingDriver
 from raynn.capacity import Room, await_room
 from raynn.checkpoint import load_newest
 from raynn.cluster import cluster
@@ -23,7 +24,7 @@ from raynn.errors import ResourceError, RunError, TrainingError
 from raynn.folder import check_storage, claim, describe, newest, write_json
 from raynn.job import NOT_THE_RESULT, Job, refuse_changes
 from raynn.nodes import require_shared
-from raynn.preparation import Driver, LocalDriver, Prepared, Understood, located, split_summary
+from raynn.preparation import Driver, Prepared, Understood, located, split_summary
 from raynn.progress import ProgressLine
 from raynn.report import conclude
 from raynn.tasks import checked, prepare_job, understand_job
@@ -53,7 +54,7 @@ def train(job: Job, folder: Path | None = None, *, quiet: bool = True, started_a
     resumed = _resumed_run(job, storage) if job.resume else None
     understood = understand_job(job, folder or Path())
     if not uses_ray(job):
-        return _train(job, understood, LocalDriver(), _run_here, resumed or storage, started_at, quiet)
+        return _train(job, understood, RememberingDriver(), _run_here, resumed or storage, started_at, quiet)
     with cluster(job.resources.workers * (job.resources.cpus_per_worker or 1)):
         from raynn.data import RayDriver
 
@@ -173,6 +174,8 @@ def _run_here(assignment: Assignment, prepared: Prepared) -> None:
 
     wants_gpu = assignment.job.resources.gpus_per_worker != 0
     device = torch.device("cuda" if wants_gpu and torch.cuda.is_available() else "cpu")
+    if assignment.job.resources.cpus_per_worker:
+        torch.set_num_threads(assignment.job.resources.cpus_per_worker)
     workers = Workers(device=device)
     scratch = Path(assignment.folder) / "scratch"
 

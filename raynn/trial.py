@@ -17,12 +17,13 @@ import ray
 from ray import tune
 
 from raynn import progress
+from raynn.cache import RememberingDriver
 from raynn.encoded import Encoded, itself
 from raynn.errors import RaynnError
 from raynn.folder import read_result
 from raynn.job import Job
 from raynn.loop import Record
-from raynn.preparation import LocalDriver, Prepared
+from raynn.preparation import Prepared
 from raynn.shards import Shard, as_arrays, from_arrays
 from raynn.stopping import decide
 from raynn.tasks import build_model, prepare_job, understand_job
@@ -179,7 +180,7 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
             preprocessing_json, encoded = self.shared.preprocessing_json, self.shared.encoded
             of_block: Callable[[Any], Any] = fetch
         else:
-            prepared = _prepared(self.job, LocalDriver())
+            prepared = _prepared(self.job, RememberingDriver())
             preprocessing_json, encoded = prepared.preprocessing.to_json(), prepared.encoded
             of_block = itself
         scratch = self.folder / "scratch"

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from raynn import progress
 from raynn.batches import TrainingShard
+from raynn.cache import RememberingDriver
 from raynn.checkpoint import load_newest
 from raynn.cluster import cluster
 from raynn.collectives import Workers, gpu_names
@@ -34,7 +35,7 @@ from raynn.objectives import with_split
 from raynn.outcome import best_epoch, best_job_text, counts, metrics_of, repeated, trials_table, winner, write_trials
 from raynn.pareto import pareto_front
 from raynn.placement import place_shards
-from raynn.preparation import Driver, LocalDriver, Prepared, located, split_summary
+from raynn.preparation import Driver, Prepared, located, split_summary
 from raynn.preprocessing import Preprocessing
 from raynn.progress import ProgressLine, ProgressWriter
 from raynn.race import Race
@@ -82,7 +83,7 @@ def tune(job: Job, folder: Path | None = None, *, quiet: bool = True, started_at
     at_least = concurrent if concurrent != "auto" else 1
     with cluster(cpus * at_least):
         require_cluster(job, storage, understood, at_least, quiet=quiet)
-        driver: Driver = RayDriver() if job.resources.workers > 1 else LocalDriver()
+        driver: Driver = RayDriver() if job.resources.workers > 1 else RememberingDriver()
         prepared = prepare_job(job, understood, driver)
         job = checked(job.model_copy(update={"task": prepared.task}), prepared)
         slots = slots_for(job.resources, concurrent, num_trials)
@@ -295,7 +296,7 @@ class _Search:
         job = self.desk.job_of(trial)
         if preparation_key(job) == preparation_key(self.job):
             return self.prepared
-        return prepare_job(job, understand_job(job, Path()), LocalDriver())
+        return prepare_job(job, understand_job(job, Path()), RememberingDriver())
 
     def _tested(self, best: Trial, run: Path) -> dict[str, float]:
         """The winner's metrics on the test set; none where the job has no test set."""

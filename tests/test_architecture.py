@@ -69,6 +69,7 @@ PLAIN = (  # these load neither torch nor ray, not even through what they import
     "preprocessing",
     "encoded",
     "preparation",
+    "cache",
     "windows",
     "corpus",
     "draft",
