@@ -46,7 +46,7 @@ from raynn.splits import TEST
 from raynn.suggestions import suggest
 from raynn.tasks import build_model, checked, prepare_job, understand_job
 from raynn.tracking import Mirroring, TrackingSettings, check_tracking
-from raynn.trainer import train
+from raynn.trainer import require_cluster, train
 from raynn.training import Shards, save_model
 from raynn.trial import SharedData, preparation_key
 from raynn.warm_start import earlier_trials
@@ -82,6 +82,7 @@ def tune(job: Job, folder: Path | None = None, *, quiet: bool = True, started_at
     concurrent, num_trials = job.search.concurrent_trials, job.search.trials
     at_least = concurrent if concurrent != "auto" else 1
     with cluster(cpus * at_least):
+        require_cluster(job, storage, understood, at_least, quiet=quiet)
         driver: Driver = RayDriver() if job.resources.workers > 1 else RememberingDriver()
         prepared = prepare_job(job, understood, driver)
         job = checked(job.model_copy(update={"task": prepared.task}), prepared)
