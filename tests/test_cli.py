@@ -76,7 +76,7 @@ def test_train_answers_with_the_result(desk: Path, capsys: pytest.CaptureFixture
     assert answer["examples_per_second"] > 0
     assert (run / answer["model"] / "weights.safetensors").exists()
     assert {path.name for path in run.iterdir()} == {
-        *("job.yaml", "environment.json", "metrics.jsonl", "result.json", "model", "checkpoints")
+        *("job.yaml", "environment.json", "metrics.jsonl", "norms.jsonl", "result.json", "model", "checkpoints")
     }
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [(record["epoch"], record["step"]) for record in records] == [(1, 10), (2, 20)]
