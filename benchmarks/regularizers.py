@@ -16,7 +16,6 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ import torch
 from raynn.ablation import StudySettings, arms_of
 from raynn.batches import TrainingShard
 from raynn.collectives import Workers
+from raynn.folder import processor_name
 from raynn.job import Job
 from raynn.lanes import Lanes
 from raynn.loop import Record, TrainingState, train_epochs
@@ -190,9 +190,7 @@ def hardware_of(device: torch.device) -> str:
     """What it was measured on."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, one thread"
+    return f"{processor_name()}, one thread"
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ generalize. Intervals are Student's t at 95 % over seeds. Where an interval is c
 **hurts**. Nothing was chosen by these figures; the strengths are those of earlier searches on validation rows, or
 common ones.
 
-Measured on 2 cores (Xeon, AVX-512, AMX), no GPU, one thread a trial, 2026-11-24, on a machine busy with other work,
+Measured on 2 cores (AMD EPYC, AVX-512), no GPU, one thread a trial, 2026-11-24, on a machine busy with other work,
 which changes no figure here.
 """
 WORDS = {"better": "**helps**", "worse": "**hurts**", "unclear": ""}

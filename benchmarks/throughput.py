@@ -32,6 +32,8 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parent))
 from works import WORKS
 
+from raynn.folder import processor_name
+
 HERE = Path(__file__).parent
 Figures = dict[str, float]
 
@@ -146,14 +148,8 @@ def table(work: str, found: dict[str, list[Figures]]) -> str:
 
 def machine() -> str:
     """What it was measured on."""
-    cpu = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine())
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "ray"))
-    return f"{os.cpu_count()} cores ({cpu}), no GPU, Python {platform.python_version()}, {versions}"
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
+    return f"{os.cpu_count()} cores ({processor_name()}), no GPU, Python {platform.python_version()}, {versions}"
 
 
 def main() -> None:

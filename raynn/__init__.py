@@ -3,8 +3,9 @@
 The verbs are the commands': `Job.load(path)`, `train(job)`, `tune(job)`, `evaluate(run)`, `predict(run, data)`.
 They load PyTorch and Ray when first used; `import raynn` alone loads neither.
 
-The map of the house, from the ground up. A module imports only modules above it here; `ray` appears in cluster,
-data, restarts, worker, trainer, trial, desk and tuner, `wandb` in sweeps and dashboard.
+The map of the house, from the ground up. A module imports only modules above it here; `ray` appears in probe,
+capacity, cluster, data, restarts, worker, trainer, trial, desk, tuner, upload and connection, `wandb` in sweeps and
+dashboard.
 
     errors.py          the exception tree; each message: field, value, relation, remedy
     settings.py        Settings: frozen, no unknown key; the only base class of a job's sections
@@ -106,6 +107,9 @@ data, restarts, worker, trainer, trial, desk and tuner, `wandb` in sweeps and da
     loop.py            THE PAGE: a generator that yields one record per epoch
     training.py        one run on one worker, whoever started it
     placement.py       which rows a worker holds, and where
+    probe.py           what a Ray cluster is, and what each of its nodes sees
+    nodes.py           what is wrong with the nodes as they see data and storage
+    capacity.py        room for a job's workers, had, waited for or impossible
     cluster.py         the Ray cluster a command works on
     data.py            the same preparation, mapped over a cluster by Ray Data
     restarts.py        how a group of workers starts anew: after a fault, elsewhere, larger
@@ -135,7 +139,11 @@ data, restarts, worker, trainer, trial, desk and tuner, `wandb` in sweeps and da
     desk.py            where Ray Tune meets the director
     tuner.py           many jobs: a search, from its job file to a model
     studies.py         what each regularizer is worth: an ablation over seeds
-    check.py           what a machine, a job and raynn itself hold, said before training
+    upload.py          what a submitted folder holds, and what makes it large
+    readiness.py       whether a cluster is ready for a job, a line each
+    connection.py      a cluster's dashboard: reached, let in, the cluster looked through
+    submit.py          checks, then `ray job submit`, and the log to its end
+    check.py           what a machine, a cluster, a job and raynn itself hold, said before training
     cli.py             the commands
 """
 

@@ -20,7 +20,7 @@ from pathlib import Path  # noqa: E402
 from types import FrameType  # noqa: E402
 from typing import TYPE_CHECKING, Any, NoReturn  # noqa: E402
 
-from raynn.errors import RaynnError, UserError  # noqa: E402
+from raynn.errors import Detached, RaynnError, UserError  # noqa: E402
 
 if TYPE_CHECKING:
     from raynn.job import Job
@@ -47,6 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if as_json:
             _answer(json.dumps({"error": str(error), "kind": type(error).__name__}))
         return 2 if isinstance(error, UserError) else 1
+    except Detached as detached:
+        _say(str(detached))
+        if as_json:
+            _answer(json.dumps({"error": str(detached), "kind": "Detached"}))
+        return 130
     except KeyboardInterrupt as interruption:
         resume = str(interruption) or None
         _say("interrupted" + (f"; what was trained is saved, continue with:\n  {resume}" if resume else ""))
@@ -300,11 +305,30 @@ def init(options: argparse.Namespace) -> tuple[Answer, str]:
     return {"job": str(out), "task": draft.task, "network": draft.kind, "next": train_it}, text
 
 
-def check(options: argparse.Namespace) -> tuple[Answer, str]:
-    """What would be trained, and on what: sources, columns, splits."""
-    from raynn.check import check_job, check_machine
+def submit(options: argparse.Namespace) -> tuple[Answer, str]:
+    """Checks the cluster and the job, then `ray job submit`; its log is followed to its end."""
+    from raynn.submit import Submission, read_environment, send
 
-    answer, lines = check_machine() if options.job is None else check_job(options.job, options.overrides)
+    asked = Submission(
+        Path(options.job),
+        tuple(options.overrides),
+        options.address,
+        "tune" if options.tune else "train",
+        Path(options.working_dir),
+        read_environment(options.runtime_env, options.pip or (), options.uv or ()),
+        options.pass_wandb_key,
+        options.quiet,
+    )
+    say: Callable[[str], None] = (lambda text: None) if options.quiet else _say
+    log = sys.stderr if options.json else sys.stdout
+    return send(asked, say, log, wait=not options.no_wait, stop_on_interrupt=options.stop_on_interrupt)
+
+
+def check(options: argparse.Namespace) -> tuple[Answer, str]:
+    """The machine, the cluster, the job: what would fail, and the remedy."""
+    from raynn.check import check as check_all
+
+    answer, lines = check_all(options.address, options.job, options.overrides)
     return answer, "\n".join(lines)
 
 
@@ -456,8 +480,23 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("data", metavar="DATA", help="a source: file, folder, glob, URL or catalogue name")
     sub.add_argument("--target", metavar="COLUMN", help="the column to predict; text and images need none")
     sub.add_argument("--out", metavar="JOB.yaml", help="default: the name of the data")
+    sub = add("submit", submit)
+    sub.add_argument("job", metavar="JOB.yaml")
+    sub.add_argument("overrides", nargs="*", metavar="dotted.key=value")
+    sub.add_argument("--address", required=True, metavar="URL", help="of the cluster's dashboard")
+    sub.add_argument("--tune", action="store_true", help="the job's search, instead of one run")
+    sub.add_argument("--working-dir", default=".", metavar="FOLDER", help="what is uploaded; default: this folder")
+    sub.add_argument("--runtime-env", metavar="FILE", help="Ray's runtime environment, as YAML or JSON")
+    for tool in ("pip", "uv"):
+        sub.add_argument(
+            f"--{tool}", action="append", metavar="PACKAGE", help=f"{tool} installs it, or what a .txt file lists"
+        )
+    sub.add_argument("--pass-wandb-key", action="store_true", help="WANDB_API_KEY of this shell goes with the job")
+    sub.add_argument("--no-wait", action="store_true", help="do not follow the log")
+    sub.add_argument("--stop-on-interrupt", action="store_true", help="Ctrl-C stops the job")
     sub = add("check", check)
     sub.add_argument("job", nargs="?", metavar="JOB.yaml")
+    sub.add_argument("--address", metavar="URL", help="of a cluster's dashboard; default: RAY_ADDRESS")
     sub.add_argument("overrides", nargs="*", metavar="dotted.key=value")
     add("schema", schema)
     sub = add("list", list_all)

@@ -164,11 +164,19 @@ def environment(seed: int, gpus: list[str]) -> dict[str, Any]:
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
+        "processor": processor_name(),
         "gpus": gpus,
         "packages": {name: _version(name) for name in PACKAGES},
         "git_commit": _git_commit(),
         "seed": seed,
     }
+
+
+def processor_name() -> str:
+    """What the processor calls itself; of systems that do not tell, its architecture."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _version(package: str) -> str | None:

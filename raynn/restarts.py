@@ -19,6 +19,8 @@ from typing import Any, Self
 import ray
 import ray.train
 
+from raynn.capacity import Room
+from raynn.probe import alive_nodes
 from raynn.resources import ResourcesSettings
 
 # An elastic group that finds less room than Ray believed tries again after so long, with as many as there are then.
@@ -27,25 +29,11 @@ FRESH_LOOKS = 20  # one a second: Ray's own look at the cluster comes every 20 s
 LOOK_EVERY_S = 5.0
 
 
-@dataclass(frozen=True)
-class Place:
-    """What one worker takes of a node."""
-
-    cpus: float
-    gpus: float
-
-    def room(self, leaving: bool = False) -> int:
-        """Workers that the nodes could hold, whoever is on them now; nodes that are to go count only if `leaving`."""
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        going = () if leaving else ray._private.state.state.get_draining_nodes()
-        return sum(
-            int(min(node["Resources"].get(name, 0.0) / wanted for name, wanted in self._wanted()))
-            for node in nodes
-            if node["NodeID"] not in going
-        )
-
-    def _wanted(self) -> list[tuple[str, float]]:
-        return [(name, wanted) for name, wanted in (("CPU", self.cpus), ("GPU", self.gpus)) if wanted]
+def held(room: Room, going: bool = False) -> int:
+    """Such workers that the nodes could hold, whoever is on them now; nodes that are to go count only if `going`."""
+    nodes = alive_nodes()  # first, for Ray to be ready to answer the other question
+    draining = () if going else ray._private.state.state.get_draining_nodes()
+    return sum(room.on(node["Resources"]) for node in nodes if node["NodeID"] not in draining)
 
 
 @dataclass(frozen=True)
@@ -56,17 +44,17 @@ class Left:
     room: int  # that there was for workers, on nodes that stay
 
 
-def reason_to_leave(resources: ResourcesSettings, place: Place, workers: int, before: Left | None) -> Left | None:
+def reason_to_leave(resources: ResourcesSettings, room: Room, workers: int, before: Left | None) -> Left | None:
     """Whether a group does better to start anew now. All workers ask at the same time; the first one's answer counts.
 
     Args:
         resources: the job's.
-        place: what a worker takes.
+        room: what a worker takes.
         workers: of the group.
         before: why the group before this one left; what has led nowhere is not tried again.
     """
     going = ray.train.get_preemption_info()  # a barrier
-    left = Left(workers, place.room())
+    left = Left(workers, held(room))
     if left == before:
         return None
     if going is not None:
@@ -110,12 +98,12 @@ def timeouts(resources: ResourcesSettings) -> Iterator[None]:
 
 
 class Patience:
-    """While it is entered, by the main thread, looks whether there is room for the fewest workers; without any for
+    """While it is entered, by the main thread, looks whether there is the room; without any for
     `wait_s` it interrupts the main thread, as Ctrl-C would, and `found` is the room there was.
     """
 
-    def __init__(self, place: Place, needed: int, wait_s: float) -> None:
-        self.place, self.needed, self.wait_s = place, needed, wait_s
+    def __init__(self, room: Room, wait_s: float) -> None:
+        self.room, self.wait_s = room, wait_s
         self.found: int | None = None
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -124,10 +112,10 @@ class Patience:
         enough_at = time.monotonic()
         while not self._done.wait(min(LOOK_EVERY_S, max(self.wait_s / 4, 0.1))):
             try:
-                found = self.place.room(leaving=True)
+                found = held(self.room, going=True)
             except Exception:  # the head does not answer: Ray ends this process when it stays so
                 continue
-            if found >= self.needed:
+            if found >= self.room.workers:
                 enough_at = time.monotonic()
             elif time.monotonic() - enough_at > self.wait_s:
                 self.found = found

@@ -43,6 +43,7 @@ from raynn.schedulers import Undisturbed
 from raynn.splits import TEST
 from raynn.tasks import checked, prepare_job, understand_job
 from raynn.tracking import Mirroring, check_tracking
+from raynn.trainer import require_cluster
 from raynn.trial import SharedData
 
 TABLE = "study.parquet"
@@ -74,6 +75,7 @@ def study(job: Job, folder: Path | None = None, *, quiet: bool = True, started_a
     understood = understand_job(job, folder or Path())
     at_least = settings.concurrent_trials if settings.concurrent_trials != "auto" else 1
     with cluster(job.resources.max_workers * (job.resources.cpus_per_worker or 1) * at_least):
+        require_cluster(job, storage, understood, at_least, quiet=quiet)
         driver: Driver = RayDriver() if job.resources.max_workers > 1 else RememberingDriver()
         prepared = prepare_job(job, understood, driver)
         job = checked(job.model_copy(update={"task": prepared.task}), prepared)

@@ -14,10 +14,11 @@ from contextlib import suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raynn import progress
 from raynn.cache import RememberingDriver
+from raynn.capacity import Room, await_room
 from raynn.checkpoint import load_newest
 from raynn.cluster import cluster
 from raynn.collectives import gpu_names
@@ -25,6 +26,7 @@ from raynn.encoded import Encoded, itself
 from raynn.errors import ResourceError, RunError, TrainingError
 from raynn.folder import check_storage, claim, describe, newest, write_json
 from raynn.job import NOT_THE_RESULT, Job, refuse_changes
+from raynn.nodes import require_shared
 from raynn.preparation import Driver, Prepared, Understood, located, split_summary
 from raynn.problems import show
 from raynn.progress import ProgressLine
@@ -33,9 +35,6 @@ from raynn.resources import ResourcesSettings
 from raynn.tasks import checked, prepare_job, understand_job
 from raynn.tracking import Mirroring, check_tracking
 from raynn.training import Assignment, Shards, run_training
-
-if TYPE_CHECKING:
-    from raynn.restarts import Place
 
 CONTROLLER_FAILURE_LIMIT = 3
 
@@ -64,7 +63,26 @@ def train(job: Job, folder: Path | None = None, *, quiet: bool = True, started_a
     with cluster(job.resources.max_workers * (job.resources.cpus_per_worker or 1)):
         from raynn.data import RayDriver
 
+        require_cluster(job, storage, understood, quiet=quiet)
         return _train(job, understood, RayDriver(), _run_on_ray, resumed or storage, started_at, quiet)
+
+
+def require_cluster(job: Job, storage: Path, understood: Understood, trials: int = 1, *, quiet: bool = True) -> None:
+    """Before data are prepared on a cluster: there is room for the workers of so many trials at a time, which an
+    autoscaler may first have to make, and all nodes see the data and the storage.
+
+    Raises:
+        ResourceError: no such room, or a node that does not see them.
+    """
+    import ray
+
+    room = Room.of(job.resources, ray.cluster_resources(), trials)
+    await_room(room, job.resources.wait_s, (lambda text: None) if quiet else _say)
+    files: dict[str, list[str]] = {}
+    for fragment, role in zip(understood.fragments, understood.roles, strict=True):
+        if not fragment.file_system and fragment.format != "catalog":
+            files.setdefault(("train", "validation", "test")[role], []).append(fragment.path)
+    require_shared(storage, {key: sorted(set(paths)) for key, paths in files.items()})
 
 
 def _train(
@@ -193,46 +211,25 @@ def fit_workers(assignment: Assignment, encoded: Encoded, gate: Any = None, refi
         ResourceError: the cluster is too small.
         TrainingError: training failed.
     """
+    import ray
+
     from raynn.restarts import Left, timeouts
 
-    place, config = _place(assignment.job.resources), {"encoded": encoded, "refit": refit, "gate": gate}
+    resources = assignment.job.resources
+    room = Room.of(resources, ray.cluster_resources())
+    await_room(room, resources.wait_s)  # nodes may have gone while the data were prepared
+    config = {"assignment": assignment, "encoded": encoded, "refit": refit, "gate": gate, "room": room}
     outcome: Any = None
-    with timeouts(assignment.job.resources):
+    with timeouts(resources):
         for attempt in count():
-            left = outcome
-            outcome = _fit(assignment, config | {"assignment": assignment, "place": place, "left": left}, attempt)
+            outcome = _fit(config | {"left": outcome}, attempt)
             if not isinstance(outcome, Left):
                 break
     if outcome is not None:
         raise outcome
 
 
-def _place(resources: ResourcesSettings) -> Place:
-    """What a worker takes of a node.
-
-    Raises:
-        ResourceError: the cluster has no room for the fewest.
-    """
-    import ray
-
-    from raynn.restarts import Place
-
-    workers = resources.min_workers
-    cpus, gpus = resources.cpus_per_worker or 1, resources.gpus_per_worker
-    available = ray.cluster_resources()
-    if gpus == "auto":
-        gpus = 1.0 if available.get("GPU", 0) >= workers else 0.0
-    for name, wanted in (("CPU", cpus * workers), ("GPU", gpus * workers)):
-        if wanted > available.get(name, 0):
-            key = "resources.workers" if isinstance(resources.workers, int) else "resources.workers.min"
-            raise ResourceError(
-                f"{key} = {workers} asks for {wanted:g} {name}s and the cluster has "
-                f"{available.get(name, 0):g}; use fewer workers, or a larger cluster"
-            )
-    return Place(cpus, gpus)
-
-
-def _fit(assignment: Assignment, config: dict[str, Any], attempt: int) -> Any:
+def _fit(config: dict[str, Any], attempt: int) -> Any:
     """One call of Ray Train: what the first worker returns.
 
     Raises:
@@ -244,15 +241,16 @@ def _fit(assignment: Assignment, config: dict[str, Any], attempt: int) -> Any:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from raynn.data import our_own
-    from raynn.restarts import ELASTIC_START_TIMEOUT_S, FreshLook, Patience
+    from raynn.restarts import ELASTIC_START_TIMEOUT_S, FreshLook, Patience, held
     from raynn.worker import train_worker
 
-    resources, place = assignment.job.resources, config["place"]
+    assignment, room = config["assignment"], config["room"]
+    resources = assignment.job.resources
     fewest, most = resources.min_workers, resources.max_workers
     elastic = fewest < most
-    if config["left"] is not None and place.room() < place.room(leaving=True):
+    if config["left"] is not None and held(room) < held(room, going=True):
         # Ray would wait for the nodes that are to go; the next group grows when others have come
-        most = max(fewest, min(most, place.room()))
+        most = max(fewest, min(most, held(room)))
     tries = int(resources.wait_s / ELASTIC_START_TIMEOUT_S) if elastic else 0  # each may find less room than thought
     trainer = TorchTrainer(
         train_worker,
@@ -260,8 +258,8 @@ def _fit(assignment: Assignment, config: dict[str, Any], attempt: int) -> Any:
         torch_config=TorchConfig(timeout_s=int(resources.timeout_s)),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(fewest, most) if elastic else most,
-            use_gpu=place.gpus > 0,
-            resources_per_worker={"CPU": place.cpus, "GPU": place.gpus},
+            use_gpu=room.gpus > 0,
+            resources_per_worker={"CPU": room.cpus, "GPU": room.gpus},
             elastic_resize_monitor_interval_s=math.inf,  # it would end a group anywhere; ours leaves at a checkpoint
         ),
         run_config=RunConfig(
@@ -275,7 +273,7 @@ def _fit(assignment: Assignment, config: dict[str, Any], attempt: int) -> Any:
         ),
     )
     on_interrupt = signal.getsignal(signal.SIGINT)
-    patience = Patience(place, fewest, resources.wait_s)
+    patience = Patience(room, resources.wait_s)
     try:
         with patience:
             return trainer.fit().return_value

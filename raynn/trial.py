@@ -9,12 +9,15 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raynn import progress
 from raynn.cache import RememberingDriver
@@ -107,6 +110,8 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
             return {"record": json.dumps(record | counted), "last": self._is_last(record)}
         except Exception as error:  # whatever a trial's settings break is that trial's failure, and the search goes on
             self.records = None
+            if _is_a_loss(error):
+                raise  # Tune begins the trial again, from its newest checkpoint
             reason = str(error) if isinstance(error, RaynnError) else f"{type(error).__name__}: {error}"
             return {"done": True, "status": "failed", "reason": reason}
 
@@ -203,6 +208,11 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         return stopped or len(self.history) >= job.optimization.max_epochs
 
 
+def _is_a_loss(error: Exception) -> bool:
+    """Whether a process, a node or what it held is gone: nothing that a trial's settings have to do with."""
+    return isinstance(error, RayError) and not isinstance(error, RayTaskError)
+
+
 def _prepared(job: Job, driver: Any) -> Prepared:
     return prepare_job(job, understand_job(job, Path()), driver)
 
@@ -233,9 +243,9 @@ def _group(assignment: Assignment, encoded: Encoded) -> Generator[Record, None, 
     from raynn.worker import Gate
 
     assert assignment.told is not None
-    gate = Gate.remote(  # type: ignore[attr-defined]
-        assignment.told
-    )
+    # Ray puts what asks for nothing on any node; on this one it cannot be lost alone
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    gate = Gate.options(scheduling_strategy=here).remote(assignment.told)  # type: ignore[attr-defined]
     errors: list[BaseException] = []
 
     def fit() -> None:
@@ -249,7 +259,8 @@ def _group(assignment: Assignment, encoded: Encoded) -> Generator[Record, None, 
     try:
         yield from _through(gate, workers)
     finally:
-        ray.get(gate.close.remote())
+        with suppress(RayActorError):  # it has died: whoever waits there learns it from Ray
+            ray.get(gate.close.remote())
         workers.join()
         ray.kill(gate)
         shutil.rmtree(Path(assignment.folder) / "scratch", ignore_errors=True)

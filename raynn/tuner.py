@@ -29,7 +29,7 @@ from raynn.estimate import Pace, estimate, expected_epochs, seconds_left
 from raynn.folder import WINNER, check_storage, claim, describe, newest, read_result, write_json
 from raynn.job import NOT_THE_RESULT, Job, refuse_changes
 from raynn.lanes import Lanes
-from raynn.ledger import FILE, Ledger, Trial, value_at
+from raynn.ledger import FILE, Ledger, Trial, Values, value_at
 from raynn.loop import TrainingState, evaluate_shard, train_epochs
 from raynn.objectives import with_split
 from raynn.outcome import best_epoch, best_job_text, counts, metrics_of, repeated, trials_table, winner, write_trials
@@ -46,7 +46,7 @@ from raynn.splits import TEST
 from raynn.suggestions import suggest
 from raynn.tasks import build_model, checked, prepare_job, understand_job
 from raynn.tracking import Mirroring, TrackingSettings, check_tracking
-from raynn.trainer import train
+from raynn.trainer import require_cluster, train
 from raynn.training import Shards, save_model
 from raynn.trial import SharedData, preparation_key
 from raynn.warm_start import earlier_trials
@@ -82,6 +82,7 @@ def tune(job: Job, folder: Path | None = None, *, quiet: bool = True, started_at
     concurrent, num_trials = job.search.concurrent_trials, job.search.trials
     at_least = concurrent if concurrent != "auto" else 1
     with cluster(cpus * at_least):
+        require_cluster(job, storage, understood, at_least, quiet=quiet)
         driver: Driver = RayDriver() if job.resources.max_workers > 1 else RememberingDriver()
         prepared = prepare_job(job, understood, driver)
         job = checked(job.model_copy(update={"task": prepared.task}), prepared)
@@ -341,10 +342,14 @@ def director_of(
     race = Race(settings.metric, settings.direction, job.optimization.max_epochs)
     devices = (slots.gpus or slots.cpus) * job.resources.max_workers
     budget, first = settings.budget, job.optimization.seed + 1
+
+    def allowed(values: Values) -> bool:
+        return space.broken(space.settled(values)) is None
+
     return Director(
         ledger,
         lambda number, trials: suggest(space, settings, number, trials, earlier),
-        scheduler_of(settings.scheduler, race, settings.trials, settings.seed, space.axes),
+        scheduler_of(settings.scheduler, race, settings.trials, settings.seed, space.axes, allowed),
         Limits(
             trials=settings.trials,
             failed_trials=settings.max_failed_trials,

@@ -14,13 +14,15 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.exceptions import ActorDiedError
 
+from raynn.capacity import Room
 from raynn.collectives import Workers
 from raynn.data import fetch
 from raynn.encoded import Encoded
 from raynn.errors import RaynnError
 from raynn.placement import place_shards
-from raynn.restarts import Left, Place, reason_to_leave
+from raynn.restarts import Left, reason_to_leave
 from raynn.training import Assignment, Shards, run_training
 
 REPORT_EVERY_S = 2.0  # a report is a barrier of all workers and costs 0.1 to 0.2 s
@@ -79,8 +81,16 @@ def train_worker(config: dict[str, Any]) -> RaynnError | Left | None:
         return error
 
 
+def _let_through(gate: Any, record: Mapping[str, float]) -> bool:
+    """Whether the workers are to train on; not where the gate has died, which who searches learns there, too."""
+    try:
+        return bool(ray.get(gate.arrive.remote(record)))
+    except ActorDiedError:
+        return False
+
+
 def _train(
-    assignment: Assignment, encoded: Encoded, refit: Encoded | None, gate: Any, place: Place, left: Left | None
+    assignment: Assignment, encoded: Encoded, refit: Encoded | None, gate: Any, room: Room, left: Left | None
 ) -> Left | None:
     context = ray.train.get_context()
     # Ray sets one thread a worker; the node's cores are shared out instead
@@ -98,7 +108,7 @@ def _train(
     if gate is not None:
         for record in run_training(assignment, shards(encoded), workers):
             # the first worker waits at the gate, the others for its word
-            may_go_on = ray.get(gate.arrive.remote(record)) if workers.rank == 0 else True
+            may_go_on = _let_through(gate, record) if workers.rank == 0 else True
             if not workers.decided(float(may_go_on)):
                 return None
         return None
@@ -109,7 +119,7 @@ def _train(
         # every rank must report equally often: the first rank's clock decides
         if workers.decided(time.monotonic() - reported_at) >= REPORT_EVERY_S:
             ray.train.report(dict(record))
-            leave = reason_to_leave(assignment.job.resources, place, workers.count, left)
+            leave = reason_to_leave(assignment.job.resources, room, workers.count, left)
             if workers.decided(float(leave is not None)):
                 return leave
             reported_at = time.monotonic()

@@ -138,6 +138,9 @@ ORDER = (
     "loop",
     "training",
     "placement",
+    "probe",
+    "nodes",
+    "capacity",
     "cluster",
     "data",
     "restarts",
@@ -167,13 +170,20 @@ ORDER = (
     "desk",
     "tuner",
     "studies",
+    "upload",
+    "readiness",
+    "connection",
+    "submit",
     "check",
     "",  # raynn/__init__.py, the public names
     "cli",
     "__main__",
 )
 ROOMS = {
-    "ray": {"cluster", "data", "restarts", "worker", "trainer", "trial", "desk", "tuner", "submit"},
+    "ray": {
+        *("probe", "capacity", "cluster", "data", "restarts", "worker"),
+        *("trainer", "trial", "desk", "tuner", "upload", "connection"),
+    },
     "wandb": {"sweeps", "dashboard"},
 }
 DRAWERS = {"utils", "util", "common", "base", "helpers", "helper", "manager", "engine", "misc"}

@@ -20,10 +20,12 @@ from raynn.cleaning import clean
 from raynn.encoded import shaped_arrays
 from raynn.errors import RunError
 from raynn.export import EXAMPLE_ROWS, EXAMPLE_STEPS, Exported, example_batch, export
+from raynn.job import Job
 from raynn.networks.flow_matching import FlowMatching, integrate
 from raynn.preprocessing import InputSpec, Preprocessing
 from raynn.run import open_run
 from raynn.scan import ScannedLayer, scanned
+from raynn.trainer import train
 
 
 def predicted_by(path: Path, columns: dict[str, Any]) -> Any:
@@ -229,3 +231,20 @@ def test_refusals(classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(raynn.export, "NEEDED", ("onnx", "onnxnowhere"))
     with pytest.raises(RunError, match=r"^--format onnx needs onnxnowhere: pip install 'raynn\[onnx\]'"):
         export(classifier, "onnx")
+
+
+def test_a_network_that_runs_step_by_step_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    job = {
+        "data": {"train": "digits_sequence", "target": "label"},
+        "network": {"kind": "rnn", "hidden": 4},
+        "regularization": {"zoneout": 0.1},
+        "optimization": {"max_epochs": 1},
+        "storage": str(tmp_path),
+    }
+    run = train(Job.from_dict(job))
+    says = (
+        "regularization.zoneout runs the network step by step, as many as there are, which is no graph for any length"
+    )
+    with pytest.raises(RunError, match=f"{says} to export; train with zoneout: 0 and zoneout_cell: 0, or use"):
+        export(run, "torch_export")
+    assert not list((run / "model").glob("*.pt2"))

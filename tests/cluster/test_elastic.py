@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from nodes import Training, add_node, drain, node_of, nodes, train_workers, wait_until
 
+from raynn.capacity import Room
 from raynn.errors import ResourceError
 from raynn.job import Job
-from raynn.restarts import Patience, Place
+from raynn.restarts import Patience, held
 from raynn.trainer import train
 
 # Small steps, so that training does not enlarge the rounding of another number of workers beyond 1e-5.
@@ -37,19 +38,21 @@ def with_resources(**resources: Any) -> dict[str, Any]:
 
 @pytest.mark.cluster
 def test_room_and_what_asks_for_more(ray_cluster: None, tmp_path: Path) -> None:
-    assert [Place(cpus, 0.0).room() for cpus in (1, 2, 3, 5)] == [4, 2, 1, 0]
-    assert Place(1, 0.5).room() == 0
+    assert [held(Room(1, cpus, 0.0)) for cpus in (1, 2, 3, 5)] == [4, 2, 1, 0]
+    assert held(Room(1, 1, 0.5)) == 0
     job = with_resources(workers={"min": 5, "max": 8}) | {"storage": str(tmp_path)}
-    with pytest.raises(ResourceError, match=r"resources\.workers\.min = 5 asks for 5 CPUs and the cluster has 4"):
+    with pytest.raises(
+        ResourceError, match=r"resources\.workers\.min = 5 asks for 5 workers .* the cluster can hold 4"
+    ):
         train(Job.from_dict(job))
 
 
 @pytest.mark.cluster
 def test_patience_ends(ray_cluster: None) -> None:
     """Without room for long enough the main thread hears it, wherever it waits; with room it is left alone."""
-    with Patience(Place(1, 0.0), 4, wait_s=0.4):
+    with Patience(Room(4, 1, 0.0), wait_s=0.4):
         time.sleep(1.0)
-    patience = Patience(Place(1, 0.0), 5, wait_s=0.4)
+    patience = Patience(Room(5, 1, 0.0), wait_s=0.4)
     with patience, pytest.raises(KeyboardInterrupt):
         time.sleep(20.0)
     assert patience.found == 4
