@@ -8,6 +8,7 @@ capacity, cluster, data, restarts, worker, trainer, trial, desk, tuner, upload a
 dashboard.
 
     errors.py          the exception tree; each message: field, value, relation, remedy
+    termination.py     SIGTERM does what Ctrl-C does
     settings.py        Settings: frozen, no unknown key; the only base class of a job's sections
     problems.py        what is wrong with a value, in words
     jobfile.py         a job file as text: YAML with lines and columns, and overrides

@@ -12,12 +12,9 @@ STARTED_AT = time.time()
 import argparse  # noqa: E402 - the clock starts before the imports do
 import json  # noqa: E402
 import shlex  # noqa: E402
-import signal  # noqa: E402
 import sys  # noqa: E402
-import threading  # noqa: E402
 from collections.abc import Callable, Mapping, Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
-from types import FrameType  # noqa: E402
 from typing import TYPE_CHECKING, Any, NoReturn  # noqa: E402
 
 from raynn.errors import Detached, RaynnError, UserError  # noqa: E402
@@ -36,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in arguments
-    _heed_termination()
+    heed_termination()
     try:
         options = _parsed(arguments)
         command: Callable[[argparse.Namespace], tuple[Answer, str]] = options.command
@@ -60,20 +57,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     _answer(json.dumps(answer) if as_json else text)
     return 0
-
-
-def _heed_termination() -> None:
-    """SIGTERM, as clusters send it before they take a machine, does what Ctrl-C does."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        answer = signal.getsignal(signal.SIGINT)
-        if not callable(answer):  # a program begun in the background is deaf to Ctrl-C
-            raise KeyboardInterrupt
-        answer(number, frame)
-
-    in_main = threading.current_thread() is threading.main_thread()
-    if in_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, interrupt)
 
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -18,6 +18,7 @@ HOUSE = ROOT / "raynn"
 # From the ground up: a module may import, at the top or inside a function, only modules that stand before it.
 PLAIN = (  # these load neither torch nor ray, not even through what they import
     "errors",
+    "termination",
     "settings",
     "problems",
     "jobfile",
