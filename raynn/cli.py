@@ -18,6 +18,7 @@ from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any, NoReturn  # noqa: E402
 
 from raynn.errors import Detached, RaynnError, UserError  # noqa: E402
+from raynn.termination import heed_termination  # noqa: E402
 
 if TYPE_CHECKING:
     from raynn.job import Job
