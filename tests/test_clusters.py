@@ -90,6 +90,13 @@ def test_the_dashboard_is_for_the_head_alone_and_everything_asks_for_a_token(nam
     assert all("export RAY_AUTH_MODE=token;" in line for line in heads + workers)
 
 
+@pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml", "ssh.yaml", "slurm.sh", "kubernetes/raycluster.yaml"])
+def test_every_head_gives_up_a_silent_node_soon(name: str) -> None:
+    text = (CLUSTERS / name).read_text()
+    found = {key: int(value) for key, value in re.findall(r'RAY_health_check_(\w+?)(?:=|, value: ")(\d+)', text)}
+    assert found["failure_threshold"] * (found["period_ms"] + found["timeout_ms"]) == 12_000
+
+
 @pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml"])
 def test_clouds_scale_have_both_kinds_of_nodes_and_end_idle_ones(name: str) -> None:
     config = filled(name)
@@ -180,7 +187,8 @@ def test_pods_are_confined_and_share_a_folder(name: str) -> None:
         assert container["securityContext"]["allowPrivilegeEscalation"] is False
         assert {"name": "shared", "mountPath": "/shared"} in container["volumeMounts"]
         assert container["resources"]["limits"] == container["resources"]["requests"]
-        assert all("value" not in variable for variable in container["env"]), "secrets come from a Secret"
+        plain = [variable["name"] for variable in container["env"] if "value" in variable]
+        assert all(name.startswith("RAY_health_check_") for name in plain), "secrets come from a Secret"
         gpus.append(container["resources"]["limits"].get("nvidia.com/gpu"))
     assert gpus == [None, None, "1"]
 

@@ -124,6 +124,25 @@ def test_too_few_nodes_for_long(tmp_path: Path) -> None:
 
 @pytest.mark.cluster
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_head_is_lost(tmp_path: Path) -> None:
+    """With it the command ends, not well; on another cluster it goes on."""
+    with nodes(tmp_path / "first", 2) as cluster:
+        training = Training(JOB, tmp_path / "struck", cluster.address)
+        training.wait_for(3)
+        cluster.remove_node(cluster.head_node, allow_graceful=False)
+        assert training.ended(180) != 0
+    assert training.epochs() < JOB["optimization"]["max_epochs"]
+    with nodes(tmp_path / "second", 2) as cluster:
+        again = Training(JOB, tmp_path / "struck", cluster.address, "resume=true")
+        straight = Training(JOB, tmp_path / "straight", None)
+        assert again.ended() == 0, again.log.read_text()
+    assert straight.ended() == 0
+    assert again.losses() == straight.losses()
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_chaos(tmp_path: Path) -> None:
     """Every few seconds of training a random worker is killed."""
