@@ -116,6 +116,28 @@ JOB_FILES = {
         train("optimization.global_batch_size=7", "resources.workers=9"),
         ("resources.workers = 9: must be at most 7, the lanes that optimization.global_batch_size = 7 is cut into",),
     ),
+    "more elastic workers than lanes": Bad(
+        train("optimization.global_batch_size=7", "resources.workers={min: 1, max: 9}"),
+        ("resources.workers.max = 9: must be at most 7, the lanes that optimization.global_batch_size = 7 is",),
+    ),
+    "fewest workers above most": Bad(
+        train("resources.workers={min: 3, max: 2}"),
+        ("resources.workers.min = 3: must be at most resources.workers.max = 2",),
+    ),
+    "elastic workers without a most": Bad(
+        train("resources.workers={min: 1}"), ("resources.workers.max: required key is missing",)
+    ),
+    "elastic trials": Bad(
+        train(
+            "resources.workers={min: 1, max: 2}",
+            "search={space: {optimization.learning_rate: {loguniform: [0.001, 0.1]}}}",
+        ),
+        ("must be a number in a job with `search`, which shares the cluster among trials",),
+    ),
+    "local driver with elastic workers": Bad(
+        train("resources={driver: local, workers: {min: 1, max: 2}}"),
+        ("resources.workers = {min: 1, max: 2}; set resources.workers=1, or",),
+    ),
     "local driver with two workers": Bad(
         train("resources={driver: local, workers: 2}"),
         (

@@ -180,6 +180,10 @@ def test_disk_full(tmp_path: Path, workers: int) -> None:
         assert whole
         assert len(whole["history"]) >= 3
         assert not problems
+        assert not list((training.run / "checkpoints").glob("partial-*"))
+        said = (tmp_path / "log").read_text()
+        assert "No space left on device" in said or "cannot be written" in said
+        assert "Traceback" not in said
         again = Training(LONG, small, None, f"resources.workers={workers}", "resume=true")
         assert again.ended() == 0, again.log.read_text()
         assert again.losses() == straight.losses()
