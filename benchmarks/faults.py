@@ -31,7 +31,7 @@ JOB: dict[str, Any] = {
     "data": {"train": "digits", "target": "label", "test": 0.1},
     "network": {"kind": "cnn", "channels": [16, 32], "head_hidden": [64]},
     "regularization": {"dropout": 0.2},
-    "optimization": {"global_batch_size": 32, "max_epochs": 30, "learning_rate": 5e-4},
+    "optimization": {"global_batch_size": 32, "max_epochs": 80, "learning_rate": 5e-4},
     "early_stopping": {"rule": "none"},
     "report": False,
     "resources": {"workers": 2, "timeout_s": 20, "max_failures": 20},

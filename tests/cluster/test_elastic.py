@@ -25,7 +25,7 @@ JOB: dict[str, Any] = {
     "data": {"train": "digits", "target": "label", "test": 0.1},
     "network": {"kind": "cnn", "channels": [16, 32], "head_hidden": [64]},
     "regularization": {"dropout": 0.2},
-    "optimization": {"global_batch_size": 32, "max_epochs": 16, "learning_rate": 1e-4},
+    "optimization": {"global_batch_size": 8, "max_epochs": 24, "learning_rate": 1e-4},
     "early_stopping": {"rule": "none"},
     "report": False,
     "resources": {"workers": 2, "timeout_s": 30},
