@@ -112,7 +112,7 @@ def ended(training: Training, straight: Training, rows: list[Row]) -> None:
 
 def fixed(folder: Path, rows: dict[str, Row], n: int) -> None:
     """Two workers on three nodes: the third is spare."""
-    with nodes(folder / "fixed", 3) as cluster:
+    with nodes(3) as cluster:
         straight = Training(JOB, folder / "straight", cluster.address)
         assert straight.ended(400) == 0, straight.log.read_text()
         training = Training(JOB, folder / "struck", cluster.address)
@@ -145,7 +145,7 @@ def fixed(folder: Path, rows: dict[str, Row], n: int) -> None:
 
 def elastic(folder: Path, rows: dict[str, Row], n: int) -> None:
     """Two workers, one, two, and so on."""
-    with nodes(folder / "elastic", 2) as cluster:
+    with nodes(2) as cluster:
         straight = Training(JOB, folder / "elastic-straight", cluster.address)
         assert straight.ended(400) == 0, straight.log.read_text()
         training = Training(ELASTIC, folder / "elastic-struck", cluster.address)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from nodes import Training
 
 from raynn.cluster import cluster
 
@@ -14,3 +15,9 @@ def ray_cluster() -> Iterator[None]:
     """Ray with four logical CPUs, started by the tests and ended with them."""
     with cluster(4):
         yield
+
+
+@pytest.fixture(autouse=True)
+def _no_training_outlives_its_test() -> Iterator[None]:
+    yield
+    Training.end_all()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ray.cluster_utils import Cluster
 
@@ -22,9 +24,10 @@ LOSSES = ("epoch", "step", "train/loss", "val/loss", "learning_rate")
 
 
 @contextmanager
-def nodes(folder: Path, count: int, **head: Any) -> Iterator[Cluster]:
+def nodes(count: int, **head: Any) -> Iterator[Cluster]:
     """A head without CPUs, on which the command runs, and `count` nodes of one CPU each."""
-    (folder / "ray").mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="raynn-"))  # a socket's path is short, and so pytest's folders are no place
+    (folder / "ray").mkdir()
     kept = {name: os.environ.get(name) for name in ("RAY_TMPDIR", "RAY_USAGE_STATS_ENABLED")}
     os.environ.update({"RAY_TMPDIR": str(folder), "RAY_USAGE_STATS_ENABLED": "0"})
     options = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": MEMORY, **head}
@@ -35,6 +38,7 @@ def nodes(folder: Path, count: int, **head: Any) -> Iterator[Cluster]:
         yield cluster
     finally:
         cluster.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
         for name, value in kept.items():
             if value is None:
                 del os.environ[name]
@@ -49,6 +53,8 @@ def add_node(cluster: Cluster, **options: Any) -> Any:
 
 class Training:
     """`raynn train` as a process."""
+
+    begun: ClassVar[list[Training]] = []
 
     def __init__(self, job: dict[str, Any], folder: Path, address: str | None, *overrides: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,6 +74,16 @@ class Training:
                 stderr=log,
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
+
+        self.begun.append(self)
+
+    @classmethod
+    def end_all(cls) -> None:
+        """Whatever still trains."""
+        for training in cls.begun:
+            training.process.kill()
+            training.process.wait()
+        cls.begun.clear()
 
     def epochs(self) -> int:
         """So far."""

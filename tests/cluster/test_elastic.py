@@ -64,7 +64,7 @@ def test_patience_ends(ray_cluster: None) -> None:
 def test_a_node_goes_and_another_comes(tmp_path: Path) -> None:
     """Two workers, one, two again: the losses of one worker undisturbed, in this process."""
     straight = Training(with_resources(workers=1), tmp_path / "straight", None)
-    with nodes(tmp_path / "ray", 2) as cluster:
+    with nodes(2) as cluster:
         training = Training(with_resources(workers={"min": 1, "max": 2}), tmp_path / "struck", cluster.address)
         training.wait_for(3)
         first = train_workers()
@@ -86,7 +86,7 @@ def test_a_node_goes_and_another_comes(tmp_path: Path) -> None:
 @pytest.mark.timeout(900)
 def test_nodes_with_a_spare(tmp_path: Path) -> None:
     """A worker hangs, a node dies, another is to be taken away: the losses of two undisturbed workers, bit for bit."""
-    with nodes(tmp_path / "ray", 3) as cluster:
+    with nodes(3) as cluster:
         straight = Training(JOB, tmp_path / "straight", cluster.address)
         assert straight.ended() == 0, straight.log.read_text()
         training = Training(JOB, tmp_path / "struck", cluster.address, "resources.timeout_s=20")
@@ -110,7 +110,7 @@ def test_nodes_with_a_spare(tmp_path: Path) -> None:
 @pytest.mark.timeout(400)
 def test_too_few_nodes_for_long(tmp_path: Path) -> None:
     """No hang: what was trained is kept, and the error says what there is."""
-    with nodes(tmp_path / "ray", 2) as cluster:
+    with nodes(2) as cluster:
         training = Training(JOB, tmp_path / "struck", cluster.address, "resources.wait_s=10")
         training.wait_for(2)
         cluster.remove_node(node_of(cluster, train_workers()[0]), allow_graceful=False)
@@ -127,13 +127,13 @@ def test_too_few_nodes_for_long(tmp_path: Path) -> None:
 @pytest.mark.timeout(900)
 def test_the_head_is_lost(tmp_path: Path) -> None:
     """With it the command ends, not well; on another cluster it goes on."""
-    with nodes(tmp_path / "first", 2) as cluster:
+    with nodes(2) as cluster:
         training = Training(JOB, tmp_path / "struck", cluster.address)
         training.wait_for(3)
         cluster.remove_node(cluster.head_node, allow_graceful=False)
         assert training.ended(180) != 0
     assert training.epochs() < JOB["optimization"]["max_epochs"]
-    with nodes(tmp_path / "second", 2) as cluster:
+    with nodes(2) as cluster:
         again = Training(JOB, tmp_path / "struck", cluster.address, "resume=true")
         straight = Training(JOB, tmp_path / "straight", None)
         assert again.ended() == 0, again.log.read_text()
@@ -147,7 +147,7 @@ def test_the_head_is_lost(tmp_path: Path) -> None:
 def test_chaos(tmp_path: Path) -> None:
     """Every few seconds of training a random worker is killed."""
     chance = random.Random(0)
-    with nodes(tmp_path / "ray", 2) as cluster:
+    with nodes(2) as cluster:
         straight = Training(JOB, tmp_path / "straight", cluster.address)
         assert straight.ended() == 0, straight.log.read_text()
         training = Training(JOB, tmp_path / "struck", cluster.address, "resources.max_failures=100")

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +58,8 @@ def train(ours: Machines, storage: Path, cut: bool) -> list[float]:
             (storage / "seconds").write_text(f"{time.monotonic() - began:.1f}")  # for who measures
         assert process.wait(300) == 0, (storage / "log").read_text()
     finally:
-        with suppress(ProcessLookupError):
-            process.kill()
+        process.kill()
+        process.wait()
     return losses(metrics)
 
 
