@@ -41,6 +41,8 @@ data, worker, trainer, trial, desk and tuner, `wandb` in sweeps and dashboard.
     fragments.py       what one task reads of a source: each format, read as a table
     sources.py         WHERE data come from: files found and cut into fragments
     folder.py          the run folder: claimed, described, found again
+    remote.py          a run folder at a URL and its copy on this machine, kept the same
+    storage.py         WHERE run folders are: on this machine, mounted, or at a URL
     tracking.py        metrics.jsonl always; mirrors of it when asked, by a process beside the run
     feeds.py           what mirrors are told: the runs in a folder, as they grow
     mirrors.py         TensorBoard and MLflow

@@ -10,7 +10,7 @@ from typing import Any
 
 from raynn.catalog import CATALOG
 from raynn.collectives import gpu_names
-from raynn.folder import check_storage, environment
+from raynn.folder import environment
 from raynn.job import Job
 from raynn.lanes import Lanes
 from raynn.networks import NETWORKS
@@ -19,6 +19,7 @@ from raynn.regularization import knob_specs
 from raynn.rules import RULES
 from raynn.shards import free_memory_bytes
 from raynn.splits import NAMES, TRAIN
+from raynn.storage import open_storage
 from raynn.tasks import build_model, checked, prepare_job, understand_job
 from raynn.trainer import uses_ray
 
@@ -54,7 +55,7 @@ def check_job(path: str, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
         UserError: what training would raise before its first step.
     """
     job = Job.load(path, overrides)
-    storage = check_storage(job.storage)
+    storage = open_storage(job.storage)
     uses_ray(job)  # raises where the driver cannot be had
     understood = understand_job(job, Path(path).parent)
     prepared = prepare_job(job, understood, LocalDriver())

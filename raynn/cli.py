@@ -14,6 +14,7 @@ import json  # noqa: E402
 import shlex  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Callable, Mapping, Sequence  # noqa: E402
+from functools import partial  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any, NoReturn  # noqa: E402
 
@@ -36,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = _parsed(arguments)
         command: Callable[[argparse.Namespace], tuple[Answer, str]] = options.command
+        if "://" in getattr(options, "run", "") and command is not watch:
+            command = partial(_at_url, command)
         answer, text = command(options)
     except RaynnError as error:
         name = "" if isinstance(error, UsageError) else f"raynn {options.name}: "
@@ -87,10 +90,10 @@ def _ran(options: argparse.Namespace, verb: Callable[..., Path]) -> tuple[Job, P
 
 def _resume_command(options: argparse.Namespace, job: Job) -> str:
     """The command that continues an interrupted training; empty where its run folder was not yet made."""
-    from raynn.folder import check_storage, newest
+    from raynn.storage import newest, open_storage
 
     try:
-        run = newest(check_storage(job.storage), job.name)
+        run = newest(open_storage(job.storage), job.name)
     except UserError:
         return ""
     if (run / "result.json").exists():  # an earlier run, which has ended
@@ -102,6 +105,7 @@ def _resume_command(options: argparse.Namespace, job: Job) -> str:
 def train(options: argparse.Namespace) -> tuple[Answer, str]:
     """One run."""
     from raynn.folder import finite
+    from raynn.storage import address_of
     from raynn.trainer import train as train_job
 
     job, folder, result = _ran(options, train_job)
@@ -117,13 +121,14 @@ def train(options: argparse.Namespace) -> tuple[Answer, str]:
         *said,
         f"{shown}; next: raynn predict {shown} DATA --out predictions.parquet{upload}",
     ]
-    return finite(result | {"run": str(folder)} | _wandb(folder)), "\n".join(lines)
+    return finite(result | {"run": address_of(folder)} | _wandb(folder)), "\n".join(lines)
 
 
 def tune(options: argparse.Namespace) -> tuple[Answer, str]:
     """The search in the job's `search` section."""
     from raynn.folder import finite
     from raynn.job import differences
+    from raynn.storage import address_of
     from raynn.tuner import tune as tune_job
 
     job, folder, result = _ran(options, tune_job)
@@ -137,9 +142,9 @@ def tune(options: argparse.Namespace) -> tuple[Answer, str]:
         *_luck_lines(result),
         f"{result['seconds']:.0f} s in all, {result['device_hours']:.2g} device-hours",
         *said,
-        f"{shown}; next: raynn train {shown}/job.best.yaml{upload}",
+        f"{shown}; next: raynn train {_relative(folder / 'job.best.yaml')}{upload}",
     ]
-    return finite(result | {"run": str(folder)} | _wandb(folder)), "\n".join(lines)
+    return finite(result | {"run": address_of(folder)} | _wandb(folder)), "\n".join(lines)
 
 
 def _mirrored(folder: Path, job: Job) -> tuple[list[str], str]:
@@ -180,6 +185,7 @@ def sync(options: argparse.Namespace) -> tuple[Answer, str]:
 def study(options: argparse.Namespace) -> tuple[Answer, str]:
     """What each regularizer is worth: an ablation over seeds."""
     from raynn.folder import finite
+    from raynn.storage import address_of
     from raynn.studies import study as study_job
     from raynn.studies import table_of
 
@@ -193,8 +199,8 @@ def study(options: argparse.Namespace) -> tuple[Answer, str]:
         parts = [f"{arm['arm']:<{width}}  {_with_interval(arm['test'])}"]
         parts += [f"{key.replace('_', ' ')} {_with_interval(arm[key])}" for key in ("gain", "gap") if arm[key]]
         lines.append("  ".join(parts))
-    lines.append(f"{shown}; next: open {shown}/report.html")
-    return finite(result | {"run": str(folder), "arms": arms}), "\n".join(lines)
+    lines.append(f"{shown}; next: open {_relative(folder / 'report.html')}")
+    return finite(result | {"run": address_of(folder), "arms": arms}), "\n".join(lines)
 
 
 def _trials(result: Mapping[str, Any]) -> str:
@@ -349,8 +355,30 @@ def _metrics_line(metrics: Mapping[str, float | None]) -> str:
 
 
 def _shown_path(folder: Path) -> str:
-    """Relative where it lies below the current folder."""
-    return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)
+    """A URL where it is kept at one; else relative where it lies below the current folder."""
+    from raynn.storage import address_of
+
+    return _relative(folder) if folder.is_relative_to(Path.cwd()) else address_of(folder)
+
+
+def _relative(path: Path) -> str:
+    """As a path, relative where it lies below the current folder."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _at_url(
+    command: Callable[[argparse.Namespace], tuple[Answer, str]], options: argparse.Namespace
+) -> tuple[Answer, str]:
+    """A command on a run at a URL: works on its copy, sends what it writes there, and speaks of the URL."""
+    from raynn.storage import brought, named
+
+    with brought(options.run) as folder:
+        options.run = str(folder)
+        try:
+            answer, text = command(options)
+        except RaynnError as error:
+            raise type(error)(named(str(error))) from None
+    return json.loads(named(json.dumps(answer))), named(text)
 
 
 def _count(text: str) -> int:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,14 @@ from raynn.cluster import cluster
 from raynn.collectives import gpu_names
 from raynn.encoded import Encoded, itself
 from raynn.errors import ResourceError, RunError, TrainingError
-from raynn.folder import check_storage, claim, describe, newest, write_json
+from raynn.folder import describe, write_json
+from raynn.fragments import open_file_system
 from raynn.job import NOT_THE_RESULT, Job, refuse_changes
 from raynn.preparation import Driver, LocalDriver, Prepared, Understood, located, split_summary
 from raynn.progress import ProgressLine
+from raynn.remote import join_url
 from raynn.report import conclude
+from raynn.storage import Kept, address_of, claim, kept, newest, open_storage
 from raynn.tasks import checked, prepare_job, understand_job
 from raynn.tracking import Mirroring, check_tracking
 from raynn.training import Assignment, Shards, run_training
@@ -45,7 +49,7 @@ def train(job: Job, folder: Path | None = None, *, quiet: bool = True, started_a
         TrainingError: training failed; result.json of the run says how.
     """
     started_at = started_at or time.time()
-    storage = check_storage(job.storage)
+    storage = open_storage(job.storage)
     check_tracking(job.tracking)
     job = job.model_copy(update={"data": located(job.data, folder or Path())})
     resumed = _resumed_run(job, storage) if job.resume else None
@@ -62,7 +66,7 @@ def _train(
     job: Job,
     understood: Understood,
     driver: Driver,
-    run_training_on: Callable[[Assignment, Prepared], None],
+    run_training_on: Callable[[Assignment, Prepared, Kept], None],
     place: Path,
     started_at: float,
     quiet: bool,
@@ -75,7 +79,22 @@ def _train(
         _say(f"{split_summary(prepared)}; {prepared.task}: {prepared.task_reason}")
         for note in prepared.notes:
             _say(note)
-        _say(f"run folder {run}")
+        _say(f"run folder {address_of(run)}")
+    with kept(run) as keeping:
+        _train_in(run, job, prepared, run_training_on, keeping, started_at, quiet)
+    return run
+
+
+def _train_in(
+    run: Path,
+    job: Job,
+    prepared: Prepared,
+    run_training_on: Callable[[Assignment, Prepared, Kept], None],
+    keeping: Kept,
+    started_at: float,
+    quiet: bool,
+) -> None:
+    """Trains in a run folder, from whatever is there."""
     for checkpoints in (run / "checkpoints", run / "checkpoints" / "refit"):
         for problem in load_newest(checkpoints)[1]:
             _say(f"damaged, so the checkpoint before it is taken: {problem}")
@@ -86,7 +105,7 @@ def _train(
     with Mirroring(run, job.tracking):
         try:
             with ProgressLine(run, quiet=quiet):
-                run_training_on(assignment, prepared)
+                run_training_on(assignment, prepared, keeping)
         except Exception as error:
             write_json(run / "result.json", _failed(run, str(error)))
             _leave_report(job, run, quiet)
@@ -95,7 +114,6 @@ def _train(
             shutil.rmtree(run / "scratch", ignore_errors=True)
             (run / progress.FILE).unlink(missing_ok=True)
         _leave_report(job, run, quiet)
-    return run
 
 
 def _leave_report(job: Job, run: Path, quiet: bool) -> None:
@@ -132,7 +150,8 @@ def _resumed_run(job: Job, storage: Path) -> Path:
     refuse_changes(job, run, NOT_THE_RESULT)
     ended = run / "result.json"
     if ended.exists() and '"failed"' not in ended.read_text():
-        raise RunError(f"{run} has ended: nothing to resume; `raynn predict {run} DATA --out FILE.parquet` uses it")
+        name = address_of(run)
+        raise RunError(f"{name} has ended: nothing to resume; `raynn predict {name} DATA --out FILE.parquet` uses it")
     return run
 
 
@@ -143,7 +162,7 @@ def _failed(run: Path, reason: str) -> dict[str, Any]:
     return {"name": run.name, "status": "failed", "stop_reason": reason, "epochs": len(history), "metrics": metrics}
 
 
-def _run_here(assignment: Assignment, prepared: Prepared) -> None:
+def _run_here(assignment: Assignment, prepared: Prepared, keeping: Kept) -> None:
     """Local single-node mode: one worker in this process, Ray is not even imported."""
     import torch
 
@@ -164,8 +183,9 @@ def _run_here(assignment: Assignment, prepared: Prepared) -> None:
         pass
 
 
-def _run_on_ray(assignment: Assignment, prepared: Prepared) -> None:
-    fit_workers(assignment, prepared.encoded, refit=prepared.refit)
+def _run_on_ray(assignment: Assignment, prepared: Prepared, keeping: Kept) -> None:
+    with keeping.lent():
+        fit_workers(replace(assignment, url=keeping.url), prepared.encoded, refit=prepared.refit)
 
 
 def fit_workers(assignment: Assignment, encoded: Encoded, gate: Any = None, refit: Encoded | None = None) -> None:
@@ -204,7 +224,7 @@ def fit_workers(assignment: Assignment, encoded: Encoded, gate: Any = None, refi
         ),
         run_config=RunConfig(
             name="ray",
-            storage_path=str(Path(assignment.folder) / "scratch"),
+            **_ray_storage(assignment),
             failure_config=FailureConfig(
                 max_failures=resources.max_failures, controller_failure_limit=CONTROLLER_FAILURE_LIMIT
             ),
@@ -223,3 +243,13 @@ def fit_workers(assignment: Assignment, encoded: Encoded, gate: Any = None, refi
             signal.signal(signal.SIGINT, on_interrupt)
     if error is not None:
         raise error
+
+
+def _ray_storage(assignment: Assignment) -> dict[str, Any]:
+    """Where Ray Train keeps its own few files: on several nodes at the run's URL, which all of them reach."""
+    import ray
+
+    if assignment.url is None or sum(node["Alive"] for node in ray.nodes()) == 1:
+        return {"storage_path": str(Path(assignment.folder) / "scratch")}
+    file_system, path = open_file_system(join_url(assignment.url, "scratch"))
+    return {"storage_path": path, "storage_filesystem": file_system}

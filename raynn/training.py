@@ -41,6 +41,7 @@ class Assignment:
     started_at: float  # Unix time of the command, s
     told: int | None = None  # epochs that whoever asked has seen of this run; those trained beyond are yielded again
     tests: bool = True  # whether the test set is looked at in the end
+    url: str | None = None  # where the run folder is kept, if that is at a URL; `folder` is then its copy on the driver
     measures_train: bool = False  # whether the training rows are, as others are: all of them, no regularizer at work
 
     @property

@@ -52,6 +52,8 @@ PLAIN = (  # these load neither torch nor ray, not even through what they import
     "fragments",
     "sources",
     "folder",
+    "remote",
+    "storage",
     "tracking",
     "feeds",
     "mirrors",
