@@ -96,12 +96,12 @@ data, worker, trainer, trial, desk and tuner, `wandb` in sweeps and dashboard.
     evolution.py       settings suggested by CMA-ES
     suggestions.py     what a search tries next: a function of its trials
     warm_start.py      what one search learns from an earlier one
+    checkpoint.py      the state to resume from, written whole or not at all
     job.py             Job: load, override, fingerprint, schema
     tasks.py           what a job's task asks of its data and its network
     shards.py          a worker's rows as tensors: on the GPU, in memory or on disk
     batches.py         which of them a batch holds, in which order
     gradients.py       the gradient of a step: computed, clipped, made noisy
-    checkpoint.py      the state to resume from, written whole or not at all
     refit.py           how long to train anew on training and validation rows together
     loop.py            THE PAGE: a generator that yields one record per epoch
     training.py        one run on one worker, whoever started it

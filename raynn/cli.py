@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from raynn.job import Job
 
 Answer = dict[str, Any]
+Command = Callable[[argparse.Namespace], tuple[Answer, str]]
 
 
 class UsageError(UserError):
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     as_json = "--json" in arguments
     try:
         options = _parsed(arguments)
-        command: Callable[[argparse.Namespace], tuple[Answer, str]] = options.command
+        command: Command = options.command
         if "://" in getattr(options, "run", "") and command is not watch:
             command = partial(_at_url, command)
         answer, text = command(options)
@@ -366,9 +367,7 @@ def _relative(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def _at_url(
-    command: Callable[[argparse.Namespace], tuple[Answer, str]], options: argparse.Namespace
-) -> tuple[Answer, str]:
+def _at_url(command: Command, options: argparse.Namespace) -> tuple[Answer, str]:
     """A command on a run at a URL: works on its copy, sends what it writes there, and speaks of the URL."""
     from raynn.storage import brought, named
 
@@ -403,7 +402,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="name", metavar="COMMAND", required=True)
 
-    def add(name: str, command: Callable[[argparse.Namespace], tuple[Answer, str]]) -> argparse.ArgumentParser:
+    def add(name: str, command: Command) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=command.__doc__, description=command.__doc__)
         sub.add_argument("--json", action="store_true", help="one JSON object on standard output")
         sub.add_argument("--quiet", action="store_true", help="no progress")

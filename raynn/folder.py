@@ -111,7 +111,12 @@ def newest_name(names: Iterable[str], name: str, job_name: Callable[[str], str |
 def _job_name(run: Path) -> str | None:
     """The name of the job that a run folder was made for: `a-2` is the second run of `a`, or the first of `a-2`."""
     description = run / "job.yaml"
-    return str(yaml.safe_load(description.read_text()).get("name")) if description.exists() else None
+    return job_name_in(description.read_text()) if description.exists() else None
+
+
+def job_name_in(job_yaml: str | bytes) -> str:
+    """The name in a job.yaml."""
+    return str((yaml.safe_load(job_yaml) or {}).get("name"))
 
 
 def _nearest_run(storage: Path, name: str) -> str:

@@ -1,10 +1,10 @@
 """A run folder at a URL: worked on as a folder of this machine, and kept the same there.
 
 Nearly all of raynn sees a local folder, whatever the storage; what is at a URL has a copy below the user's cache
-folder, always at the same place. Object stores know neither renaming nor appending, and a server may be away for a while: so
-training writes files as ever, and a thread sends what has changed. The folder itself is the queue. Whatever is newest
-when the server has time is sent, and what was removed meanwhile never is: a slow line costs checkpoints in between, not
-memory, and no training step.
+folder, always at the same place. Object stores know neither renaming nor appending, and a server may be away for a
+while: so training writes files as ever, and a thread sends what has changed. The folder itself is the queue: whatever
+is newest when the server has time is sent, and what was removed meanwhile never is. So a slow line costs checkpoints in
+between, but neither memory nor a training step.
 
 `manifest.json`, written last, names every file there with its size and the time of its change: a reader who follows it
 sees no half-written checkpoint and no result before its model. Its `id` tells whether anyone else has written since, on

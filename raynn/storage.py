@@ -22,7 +22,6 @@ from pathlib import Path
 from random import uniform
 from urllib.parse import urlsplit
 
-import yaml
 from pyarrow.fs import FileSelector, FileType
 
 from raynn import folder as local
@@ -175,7 +174,7 @@ def newest(storage: Path, name: str) -> Path:
         def job_name(run: str) -> str | None:
             try:
                 with files.open_input_stream(f"{path.rstrip('/')}/{run}/job.yaml") as stream:
-                    return str(yaml.safe_load(stream.read()).get("name"))
+                    return local.job_name_in(stream.read())
             except FileNotFoundError:
                 return None
 

@@ -87,9 +87,8 @@ def study(job: Job, folder: Path | None = None, *, quiet: bool = True, started_a
         path = resumed or claim(storage, job.name)
         if not quiet:
             _say(f"{split_summary(prepared)}; {prepared.task}: {prepared.task_reason}")
-            _say(
-                f"study folder {address_of(path)}; {num_trials} trials of {len(arms)} arms, {slots.concurrent} trials at a time"
-            )
+            what = f"{num_trials} trials of {len(arms)} arms, {slots.concurrent} trials at a time"
+            _say(f"study folder {address_of(path)}; {what}")
         with kept(path):
             return _Study(job, settings, path, prepared, arms, slots, quiet).run()
 

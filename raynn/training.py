@@ -154,6 +154,7 @@ def _trained(
     preprocessing = assignment.preprocessing
     inputs = preprocessing.input_spec
     clock = _Clock(time.perf_counter(), len(state.history))
+    monitor = job.early_stopping.monitor
 
     def progress() -> dict[str, Any]:
         return _progress(job, state, shards.train, clock, refit)
@@ -164,7 +165,8 @@ def _trained(
                 now = job.after(len(state.history))
                 for record in train_epochs(now, inputs, state, shards.train, shards.validation, workers, until, refit):
                     if tracker:
-                        save_checkpoint(checkpoints, len(state.history), state.to_dict())
+                        saved = state.to_dict()
+                        save_checkpoint(checkpoints, len(state.history), saved, job.checkpoints, monitor)
                         tracker.write(record)
                     yield record
                 if len(state.history) == until < job.optimization.max_epochs:

@@ -1,4 +1,4 @@
-"""A server that speaks S3, of moto, in a process of its own: real requests over HTTP, and a line to it that can be cut."""
+"""A server that speaks S3, in a process of its own: moto's. Requests are real HTTP, and the line to it can be cut."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from pyarrow.fs import FileSelector, FileType, S3FileSystem
 MISSING = [name for name in ("moto", "flask", "flask_cors") if find_spec(name) is None]
 needs_moto = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 
+KEY: Any = {"access_key": "raynn", "secret_key": "raynn"}
+PLAIN: Any = {"scheme": "http", "region": "us-east-1"}
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "raynn", "AWS_SECRET_ACCESS_KEY": "raynn", "AWS_EC2_METADATA_DISABLED": "true"}
 
 
@@ -34,8 +36,7 @@ class Bucket:
     @property
     def files(self) -> Any:
         """What looks at it past raynn."""
-        endpoint = f"127.0.0.1:{self.port}"
-        return S3FileSystem("raynn", "raynn", endpoint_override=endpoint, scheme="http", region="us-east-1")
+        return S3FileSystem(**KEY, endpoint_override=f"127.0.0.1:{self.port}", **PLAIN)
 
     def url(self, path: str) -> str:
         """The address of what is in it, as pyarrow writes it."""
@@ -101,10 +102,7 @@ def serving(log: Path) -> Iterator[int]:
 
 def bucket(port: int, name: str) -> Bucket:
     """A new, empty one."""
-    endpoint = f"127.0.0.1:{port}"
-    files: Any = S3FileSystem(
-        "raynn", "raynn", endpoint_override=endpoint, scheme="http", region="us-east-1", allow_bucket_creation=True
-    )
+    files: Any = S3FileSystem(**KEY, endpoint_override=f"127.0.0.1:{port}", **PLAIN, allow_bucket_creation=True)
     files.create_dir(name)
     return Bucket(name, port)
 
