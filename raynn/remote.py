@@ -6,10 +6,10 @@ while: so training writes files as ever, and a thread sends what has changed. Th
 is newest when the server has time is sent, and what was removed meanwhile never is. So a slow line costs checkpoints in
 between, but neither memory nor a training step.
 
-`manifest.json`, written last, names every file there with its size and the time of its change: a reader who follows it
-sees no half-written checkpoint and no result before its model. Its `id` tells whether anyone else has written since, on
-this machine or another, which is how a resumed run knows whether the newest state is here or there. Files remain plain:
-a folder that was copied there by hand has no manifest, and is read by its listing.
+`manifest.json`, written last, names every file there with its size, the time of its change and its checksum: a reader
+who follows it sees no half-written checkpoint and no result before its model. Its `id` tells whether anyone else has
+written since, on this machine or another, which is how a resumed run knows whether the newest state is here or there.
+Files remain plain: a folder that was copied there by hand has no manifest, and is read by its listing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -36,6 +35,7 @@ from raynn.fragments import open_file_system
 MANIFEST = "manifest.json"
 CLAIM = ".claim-"
 CHUNK_BYTES = 8 << 20
+MANIFEST_TRIES = 10
 TRIES = 3  # of a reader whose files are replaced while it reads
 PROGRESS_EVERY_S = 10.0  # progress.json alone, which changes all the time
 # of this machine alone: rows of a shard, what is being written, who has what locked
@@ -45,7 +45,8 @@ _CHECKPOINTS = re.compile(r"(^|/)checkpoints/")
 
 AWAY = (OSError, pa.ArrowException)  # what pyarrow raises where a server does not answer, or says no
 
-Stamp = tuple[int, int]  # size in bytes, and time of the last change in ns: of the file that was sent
+# size in bytes, and time of the last change in ns: of the file that was sent, and of a copy of it
+Stamp = tuple[int, int]
 
 
 class WrittenElsewhereError(Exception):
@@ -58,6 +59,7 @@ class Manifest:
 
     id: str = ""  # the writer, and the how many-th of that writer's it is
     files: Mapping[str, Stamp] = field(default_factory=dict)
+    sums: Mapping[str, str] = field(default_factory=dict)  # SHA-256 (hex) of each file
     before: str = ""  # the one that it took the place of
     ours: bool = False  # of a copy's: written from here, so that which of several has arrived makes no difference
 
@@ -66,11 +68,11 @@ class Manifest:
         """From its JSON."""
         tree = json.loads(text)
         files = {path: (size, at) for path, (size, at) in tree["files"].items()}
-        return cls(tree["id"], files, tree["before"], tree["ours"])
+        return cls(tree["id"], files, tree["sums"], tree["before"], tree["ours"])
 
     def to_json(self, *, ours: bool = False) -> dict[str, Any]:
         """Its JSON."""
-        return {"id": self.id, "before": self.before, "ours": ours, "files": self.files}
+        return {"id": self.id, "before": self.before, "ours": ours, "files": self.files, "sums": self.sums}
 
     def leads_to(self, there: Manifest) -> bool:
         """Whether a copy that has this one is as new as what is at the URL, or newer."""
@@ -128,11 +130,17 @@ class Remote:
         Raises:
             OSError: the server does not answer.
         """
-        try:
-            with self.files.open_input_stream(f"{self.path}/{MANIFEST}") as stream:
-                return Manifest.read(stream.read())
-        except FileNotFoundError:
-            pass
+        for attempt in range(MANIFEST_TRIES):
+            try:
+                with self.files.open_input_stream(f"{self.path}/{MANIFEST}") as stream:
+                    return Manifest.read(stream.read())
+            except FileNotFoundError:
+                break
+            except (ValueError, KeyError) as error:
+                # pyarrow asks for an object's size, then reads so much of it: of another one, if that was replaced
+                if attempt == MANIFEST_TRIES - 1:
+                    raise OSError(f"{MANIFEST} is damaged ({error})") from error
+                time.sleep(0.1)
         found = {
             info.path[len(self.path) + 1 :]: (info.size, info.mtime_ns or 0)
             for info in self.files.get_file_info(FileSelector(self.path, allow_not_found=True, recursive=True))
@@ -171,12 +179,24 @@ class Remote:
                 moved = self.folder.rename(aside(self.folder))
                 known = Manifest()
             whole = self._fetch(known, there, only_these)
-            # a reader's copy has no checkpoints: whoever trains on has to fetch them
-            kept = there if self.whole else Manifest(f"{there.id}-read", there.files)
+            # where something is missing, checkpoints for a reader, whoever trains on has to fetch it
+            kept = there if self.whole and whole else Manifest(f"{there.id}-read", there.files, there.sums)
             write_json(self.folder / MANIFEST, kept.to_json())
             if whole:
-                break
+                return moved
+        assert there is not None
+        damaged = [path for path in there.files if self._differs(path, there) and path.endswith(".safetensors")]
+        if damaged:
+            raise OSError(f"{damaged[0]} differs from its checksum: restore it there, or train again")
         return moved
+
+    def _differs(self, path: str, there: Manifest) -> bool:
+        """Whether a file, of which nothing else tells that it is damaged, is not what it should be."""
+        copy = self.folder / path
+        if _CHECKPOINTS.search(path) or not copy.exists():
+            return False
+        status = copy.stat()
+        return (status.st_size, status.st_mtime_ns) != there.files[path]
 
     def _fetch(self, known: Manifest, there: Manifest, only_these: bool) -> bool:
         """Makes the copy what the manifest says; whether every file was as it says."""
@@ -184,7 +204,7 @@ class Remote:
         here, whole = self.local(), True
         for path, stamp in there.files.items():
             if here.get(path) != stamp and self._minds(path):
-                whole &= self._download(path, stamp)
+                whole &= self._download(path, stamp, there.sums.get(path))
         for path, stamp in here.items():
             left = known.files.get(path) == stamp or (only_these and _CHECKPOINTS.search(path))
             if left and path not in there.files:
@@ -193,17 +213,18 @@ class Remote:
         (self.folder / "checkpoints").mkdir(exist_ok=True)
         return whole
 
-    def _download(self, path: str, stamp: Stamp) -> bool:
+    def _download(self, path: str, stamp: Stamp, expected: str | None) -> bool:
+        """Fetches a file; whether it is the one that the manifest names. Another is fetched anew the next time."""
         target = self.folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f"{target.name}.partial")
         try:
             with self.files.open_input_stream(f"{self.path}/{path}") as source, partial.open("wb") as file:
-                shutil.copyfileobj(source, file, CHUNK_BYTES)
-        except FileNotFoundError:  # replaced by a newer one meanwhile; a checkpoint's own checksums say the rest
+                found = _copied(source, file)
+        except FileNotFoundError:  # a checkpoint that was replaced meanwhile; its own checksums say the rest
             partial.unlink(missing_ok=True)
             return False
-        as_said = partial.stat().st_size == stamp[0]
+        as_said = found == expected if expected else partial.stat().st_size == stamp[0]
         if as_said:
             os.utime(partial, ns=(stamp[1], stamp[1]))
         partial.replace(target)
@@ -261,21 +282,24 @@ class Remote:
         if found != self.arrived and not found.startswith((f"{self.writer}-", "listing-")):
             raise WrittenElsewhereError(self.url)
         if not found:  # so that it is known from the first file on whose they are
-            self._publish({})
-        files, lost = dict(self.sent.files), list[str]()
+            self._publish({}, {})
+        files, sums, lost = dict(self.sent.files), dict(self.sent.sums), list[str]()
         for unit in _units(changed):
             arrived = self._send(unit)
-            files |= arrived
-            lost += [path for path in unit if path not in arrived and path not in files]
+            files |= {path: stamp for path, (stamp, _) in arrived.items()}
+            sums |= {path: found for path, (_, found) in arrived.items()}
+            lost += [path for path in unit if path not in files]
             if unit[0].endswith("/checksums.json") or len(unit) > 1:
-                self._publish(files)
-        self._publish({path: stamp for path, stamp in files.items() if path not in gone})
+                self._publish(files, sums)
+        for path in gone:
+            del files[path]
+        self._publish(files, sums)
         for path in gone + lost:
             self._delete(path)
         self.progress_at = time.monotonic()
         return True
 
-    def _send(self, unit: list[str]) -> dict[str, Stamp]:
+    def _send(self, unit: list[str]) -> dict[str, tuple[Stamp, str]]:
         """Uploads files that belong together, or none of them where one is gone: opened, they stay readable though
         their folder is removed.
         """
@@ -288,15 +312,16 @@ class Remote:
             for path, file in opened:
                 status = os.fstat(file.fileno())
                 with self.files.open_output_stream(f"{self.path}/{path}") as target:
-                    shutil.copyfileobj(file, target, CHUNK_BYTES)
-                arrived[path] = (status.st_size, status.st_mtime_ns)
+                    found = _copied(file, target)
+                arrived[path] = ((status.st_size, status.st_mtime_ns), found)
         return arrived
 
-    def _publish(self, files: dict[str, Stamp]) -> None:
+    def _publish(self, files: dict[str, Stamp], sums: dict[str, str]) -> None:
         """Writes the manifest: here first, so that it is known whose it is, whichever arrives."""
         first = not self.arrived
         self.serial += 1
-        manifest = Manifest(f"{self.writer}-{self.serial}", files, self.arrived)
+        kept = {path: found for path, found in sums.items() if path in files}
+        manifest = Manifest(f"{self.writer}-{self.serial}", dict(files), kept, self.arrived)
         write_json(self.folder / MANIFEST, manifest.to_json(ours=True))
         self.sent = manifest
         with self.files.open_output_stream(f"{self.path}/{MANIFEST}") as stream:
@@ -379,6 +404,15 @@ def _files_below(folder: Path, prefix: str, minds: Any) -> Iterator[tuple[str, S
                 yield path, (status.st_size, status.st_mtime_ns)
         except FileNotFoundError:
             continue
+
+
+def _copied(source: Any, target: Any) -> str:
+    """Copies a stream; the SHA-256 (hex) of what it held."""
+    found = hashlib.sha256()
+    while chunk := source.read(CHUNK_BYTES):
+        found.update(chunk)
+        target.write(chunk)
+    return found.hexdigest()
 
 
 def _remove_empty(path: Path, top: Path) -> None:
