@@ -112,6 +112,7 @@ class Line:
 
     def __init__(self, port: int) -> None:
         self.target, self.port = port, free_port()
+        self.held = False
         self.open: list[socket.socket] = []
         self.listener: socket.socket | None = None
         self.mend()
@@ -121,8 +122,12 @@ class Line:
         self.listener = socket.create_server(("127.0.0.1", self.port))
         threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
 
+    def hold(self) -> None:
+        """Keeps connections and lets nothing through them."""
+        self.held = True
+
     def cut(self) -> None:
-        """Lets nothing through."""
+        """Lets nothing through, and hangs up."""
         assert self.listener is not None
         for end in [self.listener, *self.open]:
             try:
@@ -141,16 +146,16 @@ class Line:
             far = socket.create_connection(("127.0.0.1", self.target))
             self.open += [near, far]
             for source, sink in ((near, far), (far, near)):
-                threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
+                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
 
-
-def _pump(source: socket.socket, sink: socket.socket) -> None:
-    try:
-        while data := source.recv(1 << 16):
-            sink.sendall(data)
-        sink.shutdown(socket.SHUT_WR)
-    except OSError:
-        pass
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(1 << 16):
+                if not self.held:
+                    sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
 
 
 def environment(cache: Path) -> dict[str, str]:
