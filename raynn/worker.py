@@ -98,10 +98,10 @@ def _at_home(assignment: Assignment) -> Iterator[Assignment]:
         with kept(folder, begins=False) if rank == 0 else nullcontext() as keeping:
             if keeping is not None and context.get_local_world_size() < workers.count:
                 keeping.send_now()
-            workers.decided(0.0)
+            workers.max(0.0)  # whoever is here knows that all are
             if context.get_node_rank() > 0 and context.get_local_rank() == 0:
                 fetch_checkpoints(folder)
-            workers.decided(0.0)
+            workers.max(0.0)
             if keeping is not None:
                 keeping.begin()
             yield replace(assignment, folder=str(folder))

@@ -45,7 +45,9 @@ SEARCH = {
 def raynn(*arguments: str, cache: Path, **more: str) -> dict[str, Any]:
     """A command on a machine whose copies are in `cache`; what it answers."""
     command = [sys.executable, "-m", "raynn", *arguments, "--json"]
-    done = subprocess.run(command, env=environment(cache) | more, capture_output=True, text=True)
+    done = subprocess.run(
+        command, env=environment(cache) | {"RAY_AUTH_MODE": "disabled"} | more, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
@@ -94,7 +96,7 @@ def machines(*caches: Path) -> Iterator[str]:
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script, *map(str, caches)],
-        env={**os.environ, **CREDENTIALS, "RAY_USAGE_STATS_ENABLED": "0"},
+        env={**os.environ, **CREDENTIALS, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -141,7 +143,7 @@ def test_machines_that_share_no_disk(bucket: Bucket, tmp_path: Path) -> None:
         assert losses(bucket.read("runs/digits/metrics.jsonl")) == pytest.approx(expected, rel=1e-5)
         refused = subprocess.run(
             [sys.executable, "-m", "raynn", "tune", str(tmp_path / "job.yaml"), f"search={json.dumps(SEARCH)}"],
-            env=environment(tmp_path / "driver") | {"RAY_ADDRESS": address},
+            env=environment(tmp_path / "driver") | {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"},
             capture_output=True,
             text=True,
         )
