@@ -117,7 +117,7 @@ def train(options: argparse.Namespace) -> tuple[Answer, str]:
         f"best epoch {result['best_epoch']}: {_metrics_line(result['metrics'])}",
         *_refitted(result),
         f"{result['parameters']:,} parameters, {result['workers']} worker{'s' if result['workers'] > 1 else ''}, "
-        f"{result['examples_per_second']:,.0f} examples/s, first step after {result['seconds_to_first_step']:.1f} s, "
+        f"{result['examples_per_second']:,.0f} examples/s, {_first_step(result)}"
         f"{result['seconds']:.1f} s in all",
         *said,
         f"{shown}; next: raynn predict {shown} DATA --out predictions.parquet{upload}",
@@ -339,6 +339,12 @@ def list_all(options: argparse.Namespace) -> tuple[Answer, str]:
         width = max(len(name) for name in entries)
         blocks.append("\n".join([title, *(f"  {name:<{width}}  {text}" for name, text in entries.items())]))
     return answer, "\n\n".join(blocks)
+
+
+def _first_step(result: Mapping[str, Any]) -> str:
+    """None where a run was resumed whose last epoch was trained already."""
+    seconds = result["seconds_to_first_step"]
+    return "" if seconds is None else f"first step after {seconds:.1f} s, "
 
 
 def _refitted(result: Mapping[str, Any]) -> list[str]:

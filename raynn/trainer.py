@@ -8,7 +8,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -215,41 +216,55 @@ def fit_workers(assignment: Assignment, encoded: Encoded, gate: Any = None, refi
                 f"resources.workers = {resources.workers} asks for {wanted:g} {name}s and the cluster has "
                 f"{available.get(name, 0):g}; use fewer workers, or a larger cluster"
             )
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"assignment": assignment, "encoded": encoded, "refit": refit, "gate": gate},
-        torch_config=TorchConfig(timeout_s=int(resources.timeout_s)),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=resources.workers, use_gpu=gpus > 0, resources_per_worker={"CPU": cpus, "GPU": gpus}
-        ),
-        run_config=RunConfig(
-            name="ray",
-            **_ray_storage(assignment),
-            failure_config=FailureConfig(
-                max_failures=resources.max_failures, controller_failure_limit=CONTROLLER_FAILURE_LIMIT
+    with _ray_storage(assignment) as where:
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={"assignment": assignment, "encoded": encoded, "refit": refit, "gate": gate},
+            torch_config=TorchConfig(timeout_s=int(resources.timeout_s)),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=resources.workers, use_gpu=gpus > 0, resources_per_worker={"CPU": cpus, "GPU": gpus}
             ),
-            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
-        ),
-    )
-    on_interrupt = signal.getsignal(signal.SIGINT)
-    try:
-        error = trainer.fit().return_value
-    except ray.train.TrainingFailedError as failure:
-        raise our_own(failure) or TrainingError(f"the workers failed: {failure}") from failure
-    except SystemExit:  # Ray's way to answer Ctrl-C, once the workers are stopped
-        raise KeyboardInterrupt from None
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, on_interrupt)
+            run_config=RunConfig(
+                name="ray",
+                **where,
+                failure_config=FailureConfig(
+                    max_failures=resources.max_failures, controller_failure_limit=CONTROLLER_FAILURE_LIMIT
+                ),
+                logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+            ),
+        )
+        on_interrupt = signal.getsignal(signal.SIGINT)
+        try:
+            error = trainer.fit().return_value
+        except ray.train.TrainingFailedError as failure:
+            raise our_own(failure) or TrainingError(f"the workers failed: {failure}") from failure
+        except SystemExit:  # Ray's way to answer Ctrl-C, once the workers are stopped
+            raise KeyboardInterrupt from None
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, on_interrupt)
     if error is not None:
         raise error
 
 
-def _ray_storage(assignment: Assignment) -> dict[str, Any]:
-    """Where Ray Train keeps its own few files: on several nodes at the run's URL, which all of them reach."""
+@contextmanager
+def _ray_storage(assignment: Assignment) -> Iterator[dict[str, Any]]:
+    """Where Ray Train keeps its own few files while it trains: on several nodes at the run's URL, which all reach."""
     import ray
 
     if assignment.url is None or sum(node["Alive"] for node in ray.nodes()) == 1:
-        return {"storage_path": str(Path(assignment.folder) / "scratch")}
+        yield {"storage_path": str(Path(assignment.folder) / "scratch")}
+        return
     file_system, path = open_file_system(join_url(assignment.url, "scratch"))
-    return {"storage_path": path, "storage_filesystem": file_system}
+    _clear(file_system, path)  # of a driver that was killed
+    try:
+        yield {"storage_path": path, "storage_filesystem": file_system}
+    finally:
+        _clear(file_system, path)
+
+
+def _clear(file_system: Any, path: str) -> None:
+    try:
+        file_system.delete_dir(path)
+    except OSError:  # there is none, or the server is away: no one reads it
+        pass
