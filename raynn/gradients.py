@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from raynn.batches import pieces
 from raynn.collectives import Workers
 from raynn.job import Job
+from raynn.mixing import hidden_mixed
 from raynn.objectives import loss_per_row
 from raynn.penalties import divergence, negative_entropy, state_penalty
 from raynn.perturbation import StepKey, climbed, perturbed_weights
@@ -77,12 +78,12 @@ def training_losses(
     if knobs.r_drop:  # both passes at once (Wu et al. 2021, section 2.2)
         batch, key_B = {name: torch.cat([x, x]) for name, x in batch.items()}, torch.cat([key_B, again(key_B)])
     with precision(job, key_B.device):
-        outputs = network(batch, key_B)
+        outputs = hidden_mixed(network, batch, key_B) if knobs.manifold_mixup else network(batch, key_B)
     loss_B = loss_per_row(outputs, batch, job.task, knobs.label_smoothing)
     if knobs.confidence_penalty:
         loss_B = loss_B + knobs.confidence_penalty * negative_entropy(outputs, batch, job.task)
     if knobs.activation_penalty or knobs.temporal_activation_penalty:
-        loss_B = loss_B + state_penalty(network, len(loss_B))
+        loss_B = loss_B + state_penalty(network, len(key_B) * (2 if knobs.manifold_mixup else 1))[: len(loss_B)]
     if knobs.r_drop:
         first, second = outputs.split(num_rows)
         once = {name: x[:num_rows] for name, x in batch.items()}

@@ -70,6 +70,7 @@ class Knob:
         one_length: sequences must all be equally long.
         when: another knob that has to be on.
         group: of the knobs with this word at most one may be on.
+        excludes: knobs that may not be on beside it.
         always: a search draws a value in every trial; of others it first decides whether they are on.
     """
 
@@ -82,6 +83,7 @@ class Knob:
     one_length: bool = False
     when: str = ""
     group: str = ""
+    excludes: tuple[str, ...] = ()
     always: bool = False
 
 
@@ -220,7 +222,8 @@ def problem_of(
             return subject + reason
         if spec.knob.when and not specs[spec.knob.when].is_on(values[spec.knob.when]):
             return f"{subject} changes what regularization.{spec.knob.when} does, which is off; set that, or remove it"
-        if other := groups.get(spec.knob.group) if spec.knob.group else None:
+        other = groups.get(spec.knob.group) if spec.knob.group else None
+        if other := other or next((name for name in spec.knob.excludes if specs[name].is_on(values[name])), None):
             return f"{subject} and regularization.{other} exclude each other; remove one of them"
         groups[spec.knob.group] = name
     return None

@@ -1,4 +1,4 @@
-"""Rows mixed in pairs: mixup and cutmix.
+"""Rows mixed in pairs: mixup, cutmix, and manifold mixup, which mixes what a network makes of them.
 
 The rows of the whole global batch, over all workers, are put in a ring in the order of their keys' hashes, and each is
 mixed with the next: the pairs are a function of the batch's rows, not of who holds them.
@@ -9,13 +9,14 @@ Shapes: B rows of this worker's share, G rows of the global batch, C channels, H
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raynn.collectives import Workers
 from raynn.randomness import column_salts, random_bits, uniform
 from raynn.regularization import RegularizationSettings
 
 PLACE = 1 << 17  # dropout layers count theirs from 0
+OTHER = "other_"  # before the name of a column of the row that one is mixed with
 MIXED = ("numeric", "image", "sequence")
 
 
@@ -25,12 +26,19 @@ def mixed(
     """The batch, each row mixed with another: by mixup all its columns (Zhang et al. 2018, eq. 1: x = share * x_i
     + (1 - share) * x_j), by cutmix a box of its image (Yun et al. 2019, eq. 1 and 2), where both are on by one of them,
     as likely. Targets of classes are in `target` and `other_target`, and `share` says how much the first counts; a
-    target value is mixed like the columns.
+    target value is mixed like the columns. For manifold mixup, which a network does (`hidden_mixed`), the other row's
+    columns stand beside.
     """
-    if not (knobs.mixup or knobs.cutmix):
+    if not (knobs.mixup or knobs.cutmix or knobs.manifold_mixup):
         return batch
-    other = _next_rows(batch, key_B, workers)
+    other = _next_rows(batch | {"key": key_B}, key_B, workers)
     draw_B5 = uniform(key_B, column_salts(PLACE, 5).to(key_B.device))
+    if knobs.manifold_mixup:
+        share_B = symmetric_beta(knobs.manifold_mixup, draw_B5[:, 1], draw_B5[:, 2])
+        beside = {OTHER + name: x for name, x in other.items()} | {"share": share_B, "depth": draw_B5[:, 0]}
+        if task == "classification":
+            return batch | beside
+        return batch | beside | {"target": _lerp(other["target"], batch["target"], share_B)}
     cuts_B = draw_B5[:, 0] < (0.5 if knobs.mixup else 1.0) if knobs.cutmix else torch.zeros_like(key_B).bool()
     found = dict(batch)
     share_B = torch.ones(len(key_B), device=key_B.device)
@@ -47,6 +55,51 @@ def mixed(
     if task == "classification":
         return found | {"other_target": other["target"], "share": share_B}
     return found | {"target": _lerp(other["target"], batch["target"], share_B)}
+
+
+class MixingPoint(nn.Module):
+    """A place in a network at which rows may be mixed with their partners, which stand behind them in the batch.
+
+    Elsewhere than under `hidden_mixed` the identity. A point that is `last` mixes every row: it stands where what
+    passes the others by joins them.
+    """
+
+    def __init__(self, last: bool = False) -> None:
+        super().__init__()
+        self.last = last
+        self.share_B: Tensor | None = None  # of the row itself; 1 where it is mixed at another point
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Rows and their partners [2 B, ...]; a partner of a row that is mixed here becomes what the row does, so that
+        the statistics of a batch, which a normalization takes, are those of the mixed rows.
+        """
+        if self.share_B is None:
+            return x
+        own, other = x.chunk(2)
+        share_B = self.share_B.to(x.dtype)
+        mixed_rows = _lerp(other, own, share_B)
+        return torch.cat([mixed_rows, torch.where(_beside(share_B < 1.0, x), mixed_rows, other)])
+
+
+def hidden_mixed(network: nn.Module, batch: dict[str, Tensor], key_B: Tensor) -> Tensor:
+    """Outputs [B, ...] of rows that `mixed` put their partners beside: both pass the network as far as a point drawn
+    for the row, and go on from there as their mixture (Verma et al. 2019, section 2, with a point a row instead of one
+    a batch). Partners are computed here, whichever worker they are of; that is twice the work.
+    """
+    points = [module for module in network.modules() if isinstance(module, MixingPoint)]
+    drawn = [point for point in points if not point.last]
+    number_B = (batch["depth"] * len(drawn)).long()
+    for number, point in enumerate(drawn):
+        point.share_B = torch.where(number_B == number, batch["share"], 1.0)
+    for point in points:
+        point.share_B = batch["share"] if point.last else point.share_B
+    try:
+        both = {name: torch.cat([x, batch[OTHER + name]]) for name, x in batch.items() if OTHER + name in batch}
+        outputs: Tensor = network(both, torch.cat([key_B, batch[OTHER + "key"]]))
+        return outputs[: len(key_B)]
+    finally:
+        for point in points:
+            point.share_B = None
 
 
 def symmetric_beta(alpha: float, first_B: Tensor, second_B: Tensor) -> Tensor:
@@ -85,5 +138,10 @@ def _next_rows(batch: dict[str, Tensor], key_B: Tensor, workers: Workers) -> dic
 
 
 def _lerp(other: Tensor, own: Tensor, share_B: Tensor) -> Tensor:
-    share = share_B.reshape(-1, *([1] * (own.dim() - 1)))
+    share = _beside(share_B, own)
     return share * own + (1.0 - share) * other
+
+
+def _beside(x_B: Tensor, x: Tensor) -> Tensor:
+    """One number a row, to go with `x` [B, ...]."""
+    return x_B.reshape(-1, *([1] * (x.dim() - 1)))

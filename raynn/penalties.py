@@ -119,9 +119,10 @@ class _Strength(nn.Module):
         self.p, self.knob = p, knob
 
 
-def state_penalty(model: nn.Module, num_rows: int) -> Tensor | float:
+def state_penalty(model: nn.Module, num_rows: int) -> Tensor:
     """The penalty of each row [num_rows] that the layers of a network took note of; of a row with several channels
     forecast one by one, the mean of theirs.
     """
     taken = [module.taken() for module in model.modules() if isinstance(module, StatePenalty)]
-    return sum(penalty_B.reshape(num_rows, -1).mean(1) for penalty_B in taken if penalty_B is not None)
+    penalties = [penalty_B.reshape(num_rows, -1).mean(1) for penalty_B in taken if penalty_B is not None]
+    return torch.stack(penalties).sum(0) if penalties else torch.zeros(num_rows)

@@ -203,6 +203,19 @@ class RegularizationSettings(Settings):
             needs=("image",),
         ),
     ] = 0.0
+    manifold_mixup: Annotated[
+        Strength,
+        Field(description="alpha: as mixup, of what the network makes of rows, at a depth of each; twice the work"),
+        Knob(
+            "Verma et al. 2019, section 2",
+            UniformSettings(uniform=(0.2, 2.0)),
+            {"feedforward": {}, "cnn": {}, **RECURRENT},
+            tasks=ROWS,
+            only=("categorical", *REAL),
+            one_length=True,
+            excludes=("mixup", "cutmix", "r_drop"),
+        ),
+    ] = 0.0
     input_noise: Annotated[
         Strength,
         Field(description="standard deviation of the noise added to numbers, in standard deviations of the column"),

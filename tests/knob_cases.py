@@ -97,7 +97,7 @@ ON: dict[str, Any] = {
     **dict.fromkeys(("activation_penalty", "temporal_activation_penalty", "weight_decay"), 2.0),
     **dict.fromkeys(("l1", "l2", "label_smoothing", "confidence_penalty", "r_drop", "input_noise"), 0.3),
     **dict.fromkeys(("max_norm", "spectral_norm"), 0.3),
-    **dict.fromkeys(("mixup", "cutmix"), 1.0),
+    **dict.fromkeys(("mixup", "cutmix", "manifold_mixup"), 1.0),
     **dict.fromkeys(("horizontal_flip", "random_erasing"), 0.6),
     **dict.fromkeys(("jitter", "scaling", "time_masking", "time_warping", "token_masking", "token_swapping"), 0.6),
     **dict.fromkeys(("crop_padding", "rand_augment", "aug_mix"), 2),

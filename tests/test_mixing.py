@@ -1,4 +1,4 @@
-"""Rows mixed in pairs: the right combination, with the right partner, by the right share."""
+"""Rows mixed in pairs: the right combination, with the right partner, by the right share, at the right depth."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import pytest
 import scipy.stats
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from knob_cases import BENCHES, batch_of, fresh, job_for
+from torch import Tensor, nn
 
 from raynn.collectives import Workers
-from raynn.mixing import PLACE, boxes, mixed, symmetric_beta
+from raynn.mixing import PLACE, MixingPoint, boxes, hidden_mixed, mixed, symmetric_beta
 from raynn.objectives import loss_per_row
 from raynn.randomness import column_salts, random_bits, row_keys
 from raynn.regularization import RegularizationSettings
@@ -119,3 +120,97 @@ def test_pairs_do_not_depend_on_the_order_of_the_rows(batch: dict[str, Tensor]) 
     straight = mixed(batch, key_B, settings, "classification", Workers())
     turned = mixed({name: x[order] for name, x in batch.items()}, key_B[order], settings, "classification", Workers())
     assert all(torch.equal(straight[name][order], turned[name]) for name in straight)
+
+
+def beside(bench: str, depth: float | None = None) -> tuple[nn.Module, dict[str, Tensor], Tensor, Tensor]:
+    """A network in float64 in training, a batch with the partners beside, its keys, and who the partners are."""
+    model = fresh(job_for(BENCHES[bench]), BENCHES[bench]).model.double().train()
+    batch, key_B = batch_of(BENCHES[bench]), keys(21)
+    batch = {name: x.double() if x.is_floating_point() else x for name, x in batch.items()}
+    found = mixed(batch, key_B, RegularizationSettings(manifold_mixup=1.0), BENCHES[bench].inputs.task or "", Workers())
+    found["share"] = found["share"].double()
+    if depth is not None:
+        found["depth"] = torch.full_like(found["depth"], depth)
+    return model, found, key_B, partners(key_B)
+
+
+@pytest.mark.parametrize("bench", ["table", "residual"])
+def test_manifold_mixup_mixes_each_row_at_its_own_depth(bench: str) -> None:
+    model, found, key_B, other = beside(bench)
+    num_points = 1 + len(model.layers)  # type: ignore[arg-type]
+    rows = {name: x for name, x in found.items() if name in ("numeric", "categorical")}
+    outputs = hidden_mixed(model, found, key_B)
+    depths = []
+    for row, share in enumerate(found["share"].tolist()):
+        pair = [{name: x[[i]] for name, x in rows.items()} for i in (row, int(other[row]))]
+        first, second = (torch.cat([part for part in model.table(each)], dim=1) for each in pair)  # type: ignore[operator]
+        depths.append(int(float(found["depth"][row]) * num_points))
+        for depth, layer in enumerate([nn.Identity(), *model.layers]):  # type: ignore[misc]
+            if depth:
+                first, second = layer(first, None), layer(second, None)
+            if depth == depths[-1]:
+                first = second = share * first + (1 - share) * second
+        expected_1K = model.head(model.last_norm(first))  # type: ignore[operator]
+        torch.testing.assert_close(outputs[[row]], expected_1K, rtol=1e-9, atol=1e-12)
+    assert set(depths) == set(range(num_points)), "every depth is drawn"
+    assert all(point.share_B is None for point in model.modules() if isinstance(point, MixingPoint))
+
+
+@pytest.mark.parametrize("bench", ["images", "steps"])
+def test_at_the_input_it_is_mixup_statistics_of_the_batch_included(bench: str) -> None:
+    model, found, key_B, other = beside(bench, depth=0.0)
+    name = BENCHES[bench].columns[0]
+    share = found["share"].reshape(-1, *([1] * (found[name].dim() - 1)))
+    by_hand = {name: share * found[name].double() + (1 - share) * found[name][other].double()}
+    torch.testing.assert_close(hidden_mixed(model, found, key_B), model(by_hand, key_B), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("depth", [0.0, 0.5, 0.99])
+def test_statistics_of_the_batch_are_those_of_the_mixed_rows(depth: float) -> None:
+    """Where a row is mixed its partner becomes the same: what a normalization sees is each mixture twice."""
+    model, found, key_B, _ = beside("images", depth)
+    seen: list[Tensor] = []
+    for point in model.modules():
+        if isinstance(point, MixingPoint):
+            point.register_forward_hook(lambda module, args, x: seen.append(x))
+    hidden_mixed(model, found, key_B)
+    first, second = seen[-1].chunk(2)
+    assert torch.equal(first, second)
+    assert not torch.equal(*seen[0].chunk(2)) or depth == 0.0
+
+
+def test_what_joins_late_is_mixed_for_every_row() -> None:
+    """A column beside an image or a sequence passes the depths by."""
+    point, last = MixingPoint(), MixingPoint(last=True)
+    own_B1, other_B1 = torch.tensor([[1.0], [2.0]]), torch.tensor([[5.0], [6.0]])
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.points = nn.ModuleList([point, last])
+
+        def forward(self, batch: dict[str, Tensor], key_B: Tensor) -> Tensor:
+            return torch.cat([point(batch["numeric"]), last(batch["numeric"])], dim=1)
+
+    batch = {
+        "numeric": own_B1,
+        "other_numeric": other_B1,
+        "other_key": torch.zeros(2),
+        "share": torch.tensor([0.25, 0.5]),
+        "depth": torch.tensor([0.0, 0.9]),
+    }
+    expected = torch.tensor([[4.0, 4.0], [4.0, 4.0]])
+    assert torch.equal(hidden_mixed(Two(), batch, torch.zeros(2)), expected)
+
+
+def test_manifold_mixup_mixes_targets_as_mixup_does(batch: dict[str, Tensor]) -> None:
+    found, other = mix(batch, manifold_mixup=0.4), partners(keys(300))
+    assert torch.equal(found["other_target"], batch["target"][other])
+    assert torch.equal(found["other_image"], batch["image"][other])
+    assert torch.equal(found["image"], batch["image"])
+    assert torch.equal(found["other_key"], keys(300)[other])
+    values = batch | {"target": torch.randn(300)}
+    mixed_values = mix(values, "regression", manifold_mixup=0.4)
+    share_B = mixed_values["share"]
+    expected = share_B * values["target"] + (1 - share_B) * values["target"][other]
+    torch.testing.assert_close(mixed_values["target"], expected, rtol=1e-5, atol=1e-5)

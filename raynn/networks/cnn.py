@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from raynn.dropout import LATER, Dropout, StochasticDepth
 from raynn.errors import JobError
+from raynn.mixing import MixingPoint
 from raynn.networks.inputs import Batch, ImageNormalization, TableEmbedding, TokenEmbedding
 from raynn.networks.layers import (
     ACTIVATIONS,
@@ -111,11 +112,12 @@ class PlainBlock(nn.Module):
         self.conv = ConvNorm(axes, c_in, c_out, settings, stride)
         self.activation = ACTIVATIONS[settings.activation]()
         self.spatial_dropout = Dropout(knobs.spatial_dropout, c_out, LATER + block, "spatial_dropout")
+        self.mixing = MixingPoint()
 
     def forward(self, maps: Map, key_B: Tensor | None) -> Map:
         """Maps of `c_out` channels."""
         x_BCS, within = self.conv(maps)
-        return self.spatial_dropout(self.activation(x_BCS), key_B), within
+        return self.mixing(self.spatial_dropout(self.activation(x_BCS), key_B)), within
 
 
 class ResidualBlock(nn.Module):
@@ -141,13 +143,14 @@ class ResidualBlock(nn.Module):
         num_blocks = len(settings.channels) * settings.blocks_per_stage
         self.depth = StochasticDepth(knobs.stochastic_depth, block, num_blocks)
         self.spatial_dropout = Dropout(knobs.spatial_dropout, c_out, LATER + block, "spatial_dropout")
+        self.mixing = MixingPoint()
 
     def forward(self, maps: Map, key_B: Tensor | None) -> Map:
         """Maps of `c_out` channels."""
         x_BCS, within = self.first(maps)
         x_BCS, within = self.second((self.activation(x_BCS), within))
         x_BCS = self.activation(self.depth(x_BCS, key_B) + self.shortcut(maps)[0])
-        return self.spatial_dropout(x_BCS, key_B), within
+        return self.mixing(self.spatial_dropout(x_BCS, key_B)), within
 
 
 class Pool(nn.Module):
@@ -257,8 +260,10 @@ class Cnn(nn.Module):
             self.tokens = TokenEmbedding(inputs.vocabulary_size, channels, regularization.input_dropout, next(places))
         else:
             self.input_dropout = Dropout(regularization.input_dropout, channels, next(places), "input_dropout")
+        self.mixing = MixingPoint()
         self.stages, flat = stages(settings, tuple(size), channels, regularization)
         self.table = TableEmbedding(inputs)
+        self.mixing_table = MixingPoint(last=True)
         width = (flat if self.head_pooling == "flatten" else settings.channels[-1]) + self.table.width
         self.dropouts = nn.ModuleList([Dropout(regularization.dropout, width, next(places))])
         self.dense = nn.ModuleList()
@@ -275,8 +280,10 @@ class Cnn(nn.Module):
 
     def features(self, batch: Batch, key_B: Tensor | None = None) -> Tensor:
         """What the head reads [B, H]."""
-        x_BCS, within = self.stages(self._inputs(batch, key_B), key_B)
-        x_BH = self.dropouts[0](torch.cat([self._pooled(x_BCS, within), *self.table(batch)], dim=1), key_B)
+        x_BCS, within = self._inputs(batch, key_B)
+        x_BCS, within = self.stages((self.mixing(x_BCS), within), key_B)
+        table = map(self.mixing_table, self.table(batch))
+        x_BH = self.dropouts[0](torch.cat([self._pooled(x_BCS, within), *table], dim=1), key_B)
         for dense, dropout in zip(self.dense, list(self.dropouts)[1:], strict=True):
             x_BH = dropout(self.activation(dense(x_BH)), key_B)
         return x_BH

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raynn.dropout import AlphaDropout, Dropout, StochasticDepth
+from raynn.mixing import MixingPoint
 from raynn.networks.inputs import Batch, ImageNormalization, TableEmbedding, TokenEmbedding
 from raynn.networks.layers import ACTIVATIONS, Activation, GlobalBatchNorm, pooled_over_steps, steps_within
 from raynn.preprocessing import InputSpec
@@ -67,11 +68,12 @@ class Layer(nn.Module):
         self.activation = ACTIVATIONS[settings.activation]()
         self.dropout = Dropout(knobs.dropout, width, place)
         self.alpha_dropout = AlphaDropout(knobs.alpha_dropout, width, place)
+        self.mixing = MixingPoint()
 
     def forward(self, x_BH: Tensor, key_B: Tensor | None) -> Tensor:
         """Features [B, H]."""
         x_BH = self.dropout(self.activation(self.norm(self.linear(x_BH))), key_B)
-        return self.alpha_dropout(x_BH, key_B)
+        return self.mixing(self.alpha_dropout(x_BH, key_B))
 
 
 class ResidualBlock(nn.Module):
@@ -88,12 +90,13 @@ class ResidualBlock(nn.Module):
         self.dropout = Dropout(knobs.dropout, 2 * width, place)
         self.narrow = nn.Linear(2 * width, width)
         self.depth = StochasticDepth(knobs.stochastic_depth, place - 1, len(settings.hidden))
+        self.mixing = MixingPoint()
 
     def forward(self, x_BH: Tensor, key_B: Tensor | None) -> Tensor:
         """Features [B, H]."""
         x_BH = self.skip(x_BH)
         added_BH = self.narrow(self.dropout(self.activation(self.widen(self.norm(x_BH))), key_B))
-        return x_BH + self.depth(added_BH, key_B)
+        return self.mixing(x_BH + self.depth(added_BH, key_B))
 
 
 class PooledSteps(nn.Module):
@@ -146,6 +149,7 @@ class Feedforward(nn.Module):
             width += math.prod(shape) if shape else 0
         self.input_dropout = Dropout(regularization.input_dropout, width, next(places), "input_dropout")
         width += settings.embedding if inputs.any_length else 0
+        self.mixing = MixingPoint()
         layers: list[nn.Module] = []
         block = ResidualBlock if settings.residual else Layer
         for hidden in settings.hidden:
@@ -167,7 +171,7 @@ class Feedforward(nn.Module):
             parts = [self.input_dropout(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), key_B)]
         if self.steps is not None:
             parts.append(self.steps(batch, key_B))
-        x_BH = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        x_BH = self.mixing(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
         for layer in self.layers:
             x_BH = layer(x_BH, key_B)
         return self.head(self.last_norm(x_BH))

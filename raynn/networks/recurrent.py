@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from raynn.dropout import LATER, Dropout, LockedDropout, TokenDropout
 from raynn.errors import JobError
+from raynn.mixing import MixingPoint
 from raynn.networks.inputs import Batch, TableEmbedding, TokenEmbedding
 from raynn.networks.layers import exactly, pooled_over_steps, steps_within
 from raynn.networks.zoneout import Zoneout
@@ -128,6 +129,7 @@ class Recurrent(nn.Module):
         self.pooling = settings.pooling
         self.score = nn.Linear(width, 1, bias=False) if settings.pooling == "attention" else None
         self.table = TableEmbedding(inputs)
+        self.mixing_input, self.mixing, self.mixing_table = MixingPoint(), MixingPoint(), MixingPoint(last=True)
         self.head = nn.Linear(width + self.table.width, inputs.num_outputs)
 
     def forward(self, batch: Batch, key_B: Tensor | None = None) -> Tensor:
@@ -139,7 +141,7 @@ class Recurrent(nn.Module):
             x_BTH = self.input_dropout(x_BTH, key_B)
         length_B = length_B.clamp(min=1)
         with exactly(x_BTH):
-            x_BTH = x_BTH.to(self.head.weight.dtype)
+            x_BTH = self.mixing_input(x_BTH.to(self.head.weight.dtype))
             for layer, dropout in zip(self.layers, self.dropouts, strict=True):
                 states_BTH, last_BH = layer(x_BTH, length_B, key_B)
                 x_BTH = _over_steps(dropout, states_BTH, key_B)
@@ -148,7 +150,8 @@ class Recurrent(nn.Module):
                 x_BH = self.dropouts[-1](last_BH, key_B)
             else:
                 x_BH = self._pooled(x_BTH, length_B)
-        return self.head(torch.cat([x_BH, *self.table(batch)], dim=1))
+        table = map(self.mixing_table, self.table(batch))
+        return self.head(torch.cat([self.mixing(x_BH), *table], dim=1))
 
     def _pooled(self, x_BTH: Tensor, length_B: Tensor) -> Tensor:
         """One vector a row [B, H] from the steps within its length."""
