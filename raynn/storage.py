@@ -219,7 +219,8 @@ def fetch_checkpoints(folder: Path) -> None:
     url = url_of(folder)
     assert url is not None
     remote = Remote(folder, url)
-    _retried(url, lambda: remote.pull(only_these=True))
+    with locked(folder):
+        _retried(url, lambda: remote.pull(only_these=True))
 
 
 @contextmanager
@@ -454,6 +455,12 @@ def _lock(folder: Path) -> Iterator[bool]:
     finally:
         if free:
             _unlock(folder)
+
+
+def is_free(folder: Path) -> bool:
+    """Whether no process of this machine trains in a copy."""
+    with _lock(folder) as free:
+        return free
 
 
 def _relock(folder: Path) -> None:

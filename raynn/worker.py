@@ -23,7 +23,7 @@ from raynn.data import fetch
 from raynn.encoded import Encoded
 from raynn.errors import RaynnError
 from raynn.placement import place_shards
-from raynn.storage import copy_of_run, fetch_checkpoints, kept
+from raynn.storage import copy_of_run, fetch_checkpoints, is_free, kept
 from raynn.training import Assignment, Shards, run_training
 
 REPORT_EVERY_S = 2.0  # a report is a barrier of all workers and costs 0.1 to 0.2 s
@@ -91,22 +91,23 @@ def _at_home(assignment: Assignment) -> Iterator[Assignment]:
     if assignment.url is None:
         yield assignment
         return
-    context = ray.train.get_context()
-    rank, workers = context.get_world_rank(), _workers()
-    folder = copy_of_run(assignment.url)
+    workers, folder = _workers(), copy_of_run(assignment.url)
     try:
-        with kept(folder, begins=False) if rank == 0 else nullcontext() as keeping:
-            if keeping is not None and context.get_local_world_size() < workers.count:
-                keeping.send_now()
-            workers.max(0.0)  # whoever is here knows that all are
-            if context.get_node_rank() > 0 and context.get_local_rank() == 0:
-                fetch_checkpoints(folder)
-            workers.max(0.0)
+        with kept(folder, begins=False) if workers.rank == 0 else nullcontext() as keeping:
+            workers.max(0.0)  # all are here, and the first has locked its copy; whose is not locked has another
+            apart = keeping is None and is_free(folder)
+            if workers.max(float(apart)):
+                if keeping is not None:
+                    keeping.send_now()
+                workers.max(0.0)
+                if apart:
+                    fetch_checkpoints(folder)
+                workers.max(0.0)
             if keeping is not None:
                 keeping.begin()
             yield replace(assignment, folder=str(folder))
     finally:
-        shutil.rmtree(folder / "scratch" / f"worker-{rank}", ignore_errors=True)
+        shutil.rmtree(folder / "scratch" / f"worker-{workers.rank}", ignore_errors=True)
 
 
 def _workers() -> Workers:
