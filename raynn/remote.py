@@ -15,6 +15,7 @@ Files remain plain: a folder that was copied there by hand has no manifest, and 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -31,6 +32,7 @@ from pyarrow.fs import FileSelector, FileType
 
 from raynn.folder import write_json
 from raynn.fragments import open_file_system
+from raynn.ledger import FILE as JOURNAL
 
 MANIFEST = "manifest.json"
 CLAIM = ".claim-"
@@ -271,8 +273,15 @@ class Remote:
         if self.sent is None:
             self.pull()
         assert self.sent is not None
+        journal = self._journal()
+        before = self.local()
         here = self.local()
-        changed = {path: stamp for path, stamp in here.items() if self.sent.files.get(path) != stamp}
+        # what says that others are there is no newer than the look at them: a result that has just come waits for them
+        waits = {path for path in here if _concludes(path) and here[path] != before.get(path)}
+        if journal is not None:
+            here[JOURNAL] = journal[1]
+            waits.discard(JOURNAL)
+        changed = {p: stamp for p, stamp in here.items() if self.sent.files.get(p) != stamp and p not in waits}
         gone = [path for path in self.sent.files if path not in here and self._minds(path)]
         soon = time.monotonic() - self.progress_at < PROGRESS_EVERY_S
         if not gone and (not changed or (set(changed) == {"progress.json"} and soon)):
@@ -285,7 +294,7 @@ class Remote:
             self._publish({}, {})
         files, sums, lost = dict(self.sent.files), dict(self.sent.sums), list[str]()
         for unit in _units(changed):
-            arrived = self._send(unit)
+            arrived = self._send(unit) if unit != [JOURNAL] or journal is None else self._send_bytes(JOURNAL, *journal)
             files |= {path: stamp for path, (stamp, _) in arrived.items()}
             sums |= {path: found for path, (_, found) in arrived.items()}
             lost += [path for path in unit if path not in files]
@@ -315,6 +324,21 @@ class Remote:
                     found = _copied(file, target)
                 arrived[path] = ((status.st_size, status.st_mtime_ns), found)
         return arrived
+
+    def _journal(self) -> tuple[bytes, Stamp] | None:
+        """A search's journal at this moment, which grows all the time."""
+        try:
+            with (self.folder / JOURNAL).open("rb") as file:
+                status = os.fstat(file.fileno())
+                content = file.read(status.st_size)
+        except FileNotFoundError:
+            return None
+        return content, (len(content), status.st_mtime_ns)
+
+    def _send_bytes(self, path: str, content: bytes, stamp: Stamp) -> dict[str, tuple[Stamp, str]]:
+        with self.files.open_output_stream(f"{self.path}/{path}") as target:
+            found = _copied(io.BytesIO(content), target)
+        return {path: (stamp, found)}
 
     def _publish(self, files: dict[str, Stamp], sums: dict[str, str]) -> None:
         """Writes the manifest: here first, so that it is known whose it is, whichever arrives."""
@@ -368,9 +392,14 @@ class Remote:
         return False if any(not name.startswith(CLAIM) for name in found) else None
 
 
+def _concludes(path: str) -> bool:
+    """Whether a file says that others are there."""
+    return path == JOURNAL or path.rpartition("/")[2] == "result.json"
+
+
 def _units(changed: Mapping[str, Stamp]) -> Iterator[list[str]]:
     """Files in the order in which they are sent, those of a checkpoint together: figures, checkpoints from the newest
-    on, then models, and the result.
+    on, then models, results, the journal that says which trials have ended, and the result of all.
     """
     checkpoints: dict[str, list[str]] = {}
     plain = []
@@ -379,7 +408,9 @@ def _units(changed: Mapping[str, Stamp]) -> Iterator[list[str]]:
             checkpoints.setdefault(found[0], []).append(path)
         else:
             plain.append(path)
-    last = [path for path in plain if path.rpartition("/")[2] == "result.json"]
+    last = sorted(
+        (path for path in plain if _concludes(path)), key=lambda path: ("/" not in path, path == "result.json")
+    )
     models = [path for path in plain if path.endswith(".safetensors")]
     yield from ([path] for path in plain if path not in last and path not in models)
     newest_first = sorted(checkpoints.values(), key=lambda unit: max(changed[path][1] for path in unit), reverse=True)

@@ -204,12 +204,15 @@ def test_a_checkpoint_that_is_removed_meanwhile_is_no_matter(bucket: Bucket, tmp
         save_checkpoint(here.folder / "checkpoints", epoch, {"epoch": epoch})
     listed = here.local
 
-    def removed_after_the_look() -> dict[str, tuple[int, int]]:
-        found = listed()
-        save_checkpoint(here.folder / "checkpoints", 3, {"epoch": 3})
-        return found
+    looks: list[dict[str, tuple[int, int]]] = []
 
-    here.local = removed_after_the_look  # type: ignore[method-assign]
+    def removed_after_the_last_look() -> dict[str, tuple[int, int]]:
+        looks.append(listed())
+        if len(looks) == 2:
+            save_checkpoint(here.folder / "checkpoints", 3, {"epoch": 3})
+        return looks[-1]
+
+    here.local = removed_after_the_last_look  # type: ignore[method-assign]
     here.push()
     here.local = listed  # type: ignore[method-assign]
     reader = kept_at(bucket, tmp_path / "b")
@@ -323,3 +326,27 @@ def test_weights_that_were_damaged_there_are_refused(bucket: Bucket, tmp_path: P
         kept_at(bucket, tmp_path / "b").pull()
     bucket.write("run/model/w.safetensors", b"1234")
     kept_at(bucket, tmp_path / "b").pull()
+
+
+def test_a_journal_never_tells_of_what_is_not_there(bucket: Bucket, tmp_path: Path) -> None:
+    """A trial ends between the look and the sending: its end is told once its model is there, and so is its result."""
+    here = kept_at(bucket, tmp_path / "a")
+    write(here.folder, **{"search.jsonl": "begun\n"})
+    listed = here.local
+
+    def ended_meanwhile() -> dict[str, tuple[int, int]]:
+        found = listed()
+        write(here.folder, **{"trials/0/model/w.safetensors": "1", "trials/0/result.json": "{}"})
+        write(here.folder, **{"search.jsonl": "begun\nended\n"})
+        here.local = listed  # type: ignore[method-assign]
+        return found
+
+    here.local = ended_meanwhile  # type: ignore[method-assign]
+    here.push()
+    reader = kept_at(bucket, tmp_path / "b")
+    reader.pull()
+    assert contents(reader.folder) == {"search.jsonl": "begun\n", "trials/0/model/w.safetensors": "1"}
+    here.push()
+    reader.pull()
+    assert contents(reader.folder)["search.jsonl"] == "begun\nended\n"
+    assert contents(reader.folder)["trials/0/result.json"] == "{}"
