@@ -31,8 +31,9 @@ test: .venv/.installed
 pictures: .venv/.installed
 	RAYNN_SCREENSHOTS=$(CURDIR)/build/pictures .venv/bin/pytest -m 'browser and not slow'
 	@.venv/bin/python -c 'from PIL import Image; \
-		[Image.open(f"build/pictures/{page}-1280.png").convert("RGB").crop((0, 0, 1280, 1500)).quantize(64) \
-		.save(f"docs/pictures/{name}.png", optimize=True) for page, name in (("search", "search"), ("pets", "run"))]'
+		[Image.open(f"build/pictures/{page}-1280.png").convert("RGB").crop((0, 0, 1280, height)).quantize(64) \
+		.save(f"docs/pictures/{name}.png", optimize=True) \
+		for page, name, height in (("search", "search", 1500), ("tides", "run", 2260))]'
 
 check: .venv/.installed
 	.venv/bin/ruff check .

@@ -3,8 +3,8 @@
 The verbs are the commands': `Job.load(path)`, `train(job)`, `tune(job)`, `evaluate(run)`, `predict(run, data)`.
 They load PyTorch and Ray when first used; `import raynn` alone loads neither.
 
-The map of the house, from the ground up. A module imports only modules above it here; `ray` appears in cluster,
-data, worker, trainer, trial, desk and tuner, `wandb` in sweeps and dashboard.
+The map of the house, from the ground up. A module imports only modules above it here; `ray` appears in probe,
+capacity, cluster, data, worker, trainer, trial, desk, tuner, upload and connection, `wandb` in sweeps and dashboard.
 
     errors.py          the exception tree; each message: field, value, relation, remedy
     settings.py        Settings: frozen, no unknown key; the only base class of a job's sections
@@ -60,6 +60,7 @@ data, worker, trainer, trial, desk and tuner, `wandb` in sweeps and dashboard.
     preprocessing.py   fitted on the training split, saved as JSON with the model
     encoded.py         encoded examples in blocks, and the pieces that a worker takes
     preparation.py     from sources to encoded blocks: read, clean, split, fit, encode
+    cache.py           prepared tables of earlier runs, found again by what they were made of
     windows.py         windows of steps, cut lazily
     corpus.py          text to learn a language from: its tail held out, windows of tokens
     draft.py           a first job file for data that were looked at
@@ -85,6 +86,7 @@ data, worker, trainer, trial, desk and tuner, `wandb` in sweeps and dashboard.
     penalties.py       weights, outputs and states kept small
     perturbation.py    weights that are elsewhere while a gradient is computed
     averaging.py       averages of weights, scored and kept
+    norms.py           how large each layer's weights and gradient are, once an epoch
     optimization.py    optimizer and learning rate as functions of the step
     evaluation.py      metrics of a whole split, over all workers
     networks/          WHO learns: one file per type, named in one table
@@ -106,6 +108,9 @@ data, worker, trainer, trial, desk and tuner, `wandb` in sweeps and dashboard.
     loop.py            THE PAGE: a generator that yields one record per epoch
     training.py        one run on one worker, whoever started it
     placement.py       which rows a worker holds, and where
+    probe.py           what a Ray cluster is, and what each of its nodes sees
+    nodes.py           what is wrong with the nodes as they see data and storage
+    capacity.py        room for a job's workers, had, waited for or impossible
     cluster.py         the Ray cluster a command works on
     data.py            the same preparation, mapped over a cluster by Ray Data
     worker.py          what each Ray Train worker runs
@@ -134,7 +139,12 @@ data, worker, trainer, trial, desk and tuner, `wandb` in sweeps and dashboard.
     desk.py            where Ray Tune meets the director
     tuner.py           many jobs: a search, from its job file to a model
     studies.py         what each regularizer is worth: an ablation over seeds
-    check.py           what a machine, a job and raynn itself hold, said before training
+    upload.py          what a submitted folder holds, and what makes it large
+    readiness.py       whether a cluster is ready for a job, a line each
+    connection.py      a cluster's dashboard: reached, let in, the cluster looked through
+    submit.py          checks, then `ray job submit`, and the log to its end
+    check.py           what a machine, a cluster, a job and raynn itself hold, said before training
+    answers.py         what the commands say of results, in words
     cli.py             the commands
 """
 

@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from raynn.norms import own_parameters
+
 MAX_FILTERS = 64
 
 
@@ -34,18 +36,13 @@ def layers_of(model: nn.Module, batch: Mapping[str, Tensor] | None = None, key_B
     """The layers in the order of the module tree; with a batch, what each puts out."""
     outputs = _output_shapes(model, batch, key_B) if batch is not None else {}
     found: list[Layer] = []
-    seen: set[int] = set()
-    for name, module in model.named_modules():
-        own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
-        seen.update(id(p) for p in own)
-        if not own:
-            continue
+    for name, module, own in own_parameters(model):
         count = sum(p.numel() for p in own)
         norm = float(sum(float(p.detach().double().square().sum()) for p in own) ** 0.5)
         largest = max(own, key=lambda p: p.numel())
         found.append(
             Layer(
-                name or "(itself)",
+                name,
                 type(module).__name__,
                 " x ".join(map(str, largest.shape)) or "1",
                 outputs.get(name, ""),

@@ -14,7 +14,17 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, NamedTuple
 
-from raynn.exploration import Space, at_position, drawn, perturbed, position, random_for
+from raynn.exploration import (
+    MAX_MOVES,
+    Allowed,
+    Space,
+    all_are_allowed,
+    at_position,
+    drawn,
+    perturbed,
+    position,
+    random_for,
+)
 from raynn.ledger import Trial, Values
 from raynn.race import Race
 
@@ -68,24 +78,32 @@ class Bandit:
     space: Space
     seed: int
     interval: int
+    allowed: Allowed = all_are_allowed
 
     def settings_for(self, trial: Trial, donor: Trial, epochs: int, trials: Sequence[Trial]) -> Values:
         """The donor's, those of the space chosen anew: where the upper confidence bound of the gain is greatest, given
-        the time and where the donor is. Before anything was gained twice, at random within the bounds.
+        the time and where the donor is, of what is allowed. Before anything was gained twice, at random within the
+        bounds. The donor's own where nothing else was found to be allowed.
         """
         import numpy as np
 
         random = random_for(self.seed, epochs, trial.number)
         random.random()  # has chosen the donor
-        settings = dict(donor.settings_now)
-        paths = [path for path in self.space if path in settings]
-        numbers = [path for path in paths if position(self.space[path], settings[path]) is not None]
-        for path in paths:
-            if path not in numbers:
-                settings[path] = perturbed(self.space[path], settings[path], random, 0.25)
+        before = donor.settings_now
+        paths = [path for path in self.space if path in before]
+        numbers = [path for path in paths if position(self.space[path], before[path]) is not None]
         seen = self.observations(trials, epochs)[-MAX_OBSERVATIONS:]
-        if len(seen) < 2 or not numbers:
-            return settings | {path: drawn(self.space[path], random.random()) for path in numbers}
+        modeled = bool(numbers) and len(seen) >= 2
+
+        def moved() -> Values:
+            """Choices, and numbers where there is no model of them."""
+            choices = {p: perturbed(self.space[p], before[p], random, 0.25) for p in paths if p not in numbers}
+            drawn_now = {} if modeled else {path: drawn(self.space[path], random.random()) for path in numbers}
+            return {**before, **choices, **drawn_now}
+
+        settings = next(filter(self.allowed, (moved() for _ in range(MAX_MOVES))), dict(before))
+        if not modeled:
+            return settings
         generation = epochs // self.interval + 1
         # What others of this generation were given just now: where they will be observed, there is less to learn.
         given = [
@@ -112,9 +130,12 @@ class Bandit:
             t_M = np.full(len(x_MD), float(generation))
             return gain_of(x_MD, t_M)[0] + weight * np.sqrt(doubt_of(x_MD, t_M)[1])
 
-        best_D = greatest(bound, len(numbers), here_D[1:], random)
-        chosen = zip(numbers, best_D, strict=True)
-        return settings | {path: at_position(self.space[path], float(place)) for path, place in chosen}
+        def at(place_D: Any) -> Values:
+            chosen = zip(numbers, place_D, strict=True)
+            return settings | {path: at_position(self.space[path], float(place)) for path, place in chosen}
+
+        best_D = greatest(bound, len(numbers), here_D[1:], random, lambda place_D: self.allowed(at(place_D)))
+        return dict(before) if best_D is None else at(best_D)
 
     def observations(self, trials: Sequence[Trial], epochs: int) -> list[Observation]:
         """What every interval of every trial gave up to this many epochs, those included that were left for another's
@@ -218,19 +239,23 @@ def fitted_kernel(x_ND: Any, t_N: Any, y_N: Any) -> Kernel:
     return kernel_of(np.clip(found.x, low, high))
 
 
-def greatest(function: Any, num_places: int, start_D: Any, random: Random) -> Any:
-    """Where in the unit cube a function of points [M, D] is greatest: of seeded candidates the best three, improved
-    locally (L-BFGS-B), and of those the best.
+def greatest(
+    function: Any, num_places: int, start_D: Any, random: Random, allowed: Callable[[Any], bool] = lambda place_D: True
+) -> Any:
+    """Where in the unit cube a function of points [M, D] is greatest: of seeded candidates that are allowed the best
+    three, improved locally (L-BFGS-B), and of those that are still allowed the best; None where no candidate is.
     """
     import numpy as np
     from scipy.optimize import minimize
 
     draws = [[random.random() for _ in range(num_places)] for _ in range(NUM_CANDIDATES)]
-    candidates_MD = np.array([list(start_D), *draws])
+    candidates_MD = np.array([place_D for place_D in (list(start_D), *draws) if allowed(place_D)])
+    if not len(candidates_MD):
+        return None
     best = candidates_MD[np.argsort(-function(candidates_MD), kind="stable")[:3]]
     ends = [
         minimize(lambda x: -float(function(x[None, :])[0]), x, bounds=[(0.0, 1.0)] * num_places, method="L-BFGS-B").x
         for x in best
     ]
-    final_MD = np.clip(np.array([*best, *ends]), 0.0, 1.0)
+    final_MD = np.clip(np.array([*best, *filter(allowed, ends)]), 0.0, 1.0)
     return final_MD[int(np.argmax(function(final_MD)))]

@@ -8,7 +8,7 @@ not see it, and for paper.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 Option = dict[str, Any]
 TABLE_ROWS = 60
+MAX_COLUMNS = 60  # of a heat map over epochs
 MAX_CELLS_WITH_TEXT = 400  # of a heat map
 
 
@@ -97,11 +98,14 @@ def lines_chart(
     marks: Sequence[Mark] = (),
     log_y: bool = False,
     category: bool = False,
+    slanted: bool = False,
     note: str = "",
     height: int = 300,
     wide: bool = False,
 ) -> Chart:
-    """Curves over one axis, with the space between two of them shaded where asked."""
+    """Curves over one axis, with the space between two of them shaded where asked; `slanted` are names of categories
+    of which each is to be read.
+    """
     series: list[Option] = []
     if gap is not None:
         series.append({"type": "custom", "name": gap_name, "renderItem": "fn:gap", "silent": True, "z": 1})
@@ -136,13 +140,17 @@ def lines_chart(
             ],
         }
     names = [line.name for line in lines] + ([gap_name] if gap is not None else [])
+    grid = _grid(x_name, legend=len(names) > 1 or bool(marks))
+    if slanted:
+        grid["bottom"] += min(80, 10 + 4 * max((len(str(word)) for word in x), default=0))
     option = {
-        "grid": _grid(x_name, legend=len(names) > 1 or bool(marks)),
+        "grid": grid,
         "legend": {"top": 0, "left": 0, "data": names, "show": len(names) > 1},
         "tooltip": {"trigger": "axis", "valueFormatter": "fn:number"},
         "xAxis": {"type": "category", "data": list(x), "name": x_name, "nameLocation": "middle"}
+        | ({"axisLabel": {"rotate": 30, "interval": 0, "hideOverlap": False}} if slanted else {})
         if category
-        else axis(x_name, min="dataMin", max="dataMax"),
+        else axis(x_name, min="dataMin", max="dataMax", minInterval=1 if x_name == "epoch" else 0),
         "yAxis": axis(y_name, "log" if log_y else "value", nameGap=40),
         "series": series,
         "dataZoom": [{"type": "inside", "zoomOnMouseWheel": "ctrl"}],
@@ -207,6 +215,45 @@ def heatmap(
     rows = tuple((label, *map(int, matrix[i])) for i, label in enumerate(labels[:TABLE_ROWS]))
     size = max(300, min(640, 90 + 34 * num))
     return Chart(title, option, note, size, False, (f"{row_name} / {column_name}", *labels), rows)
+
+
+def over_epochs(title: str, epochs: Sequence[Any], rows: Mapping[str, Sequence[Any]], unit: str, note: str) -> Chart:
+    """Positive numbers of each row's name at each epoch, as colors on a logarithmic scale; at most MAX_COLUMNS epochs,
+    evenly spaced. What is 0 or not finite is left blank.
+    """
+    chosen = np.linspace(0, len(epochs) - 1, min(len(epochs), MAX_COLUMNS)).round().astype(int).tolist()
+    names = list(rows)
+    known = [(str(epochs[at]), name, short(rows[name][at])) for name in names for at in chosen]
+    cells = [[epoch, name, short(math.log10(value)), value] for epoch, name, value in known if value]
+    levels = [cell[2] for cell in cells] or [0.0]
+    widest = max(len(name) for name in names)
+    left = min(210, 20 + 7 * widest)
+    option = {
+        "grid": {"left": left, "right": 16, "top": 10, "bottom": 78},
+        "tooltip": {"formatter": "fn:level", "position": "top"},
+        "xAxis": axis("epoch", "category", data=[str(epochs[at]) for at in chosen]) | {"splitArea": {"show": False}},
+        "yAxis": {"type": "category", "data": names, "inverse": True}
+        | {"axisLabel": {"width": left - 14, "overflow": "truncate"}},
+        "visualMap": {
+            "type": "continuous",
+            "min": min(levels),
+            "max": max(levels) if max(levels) > min(levels) else min(levels) + 1,
+            "dimension": 2,
+            "orient": "horizontal",
+            "left": "center",
+            "bottom": 0,
+            "itemWidth": 12,
+            "itemHeight": 120,
+            "text": [f"{10 ** max(levels):.3g}", f"{10 ** min(levels):.3g}"],
+            "textStyle": {"color": "var(--soft)"},
+            "inRange": {"color": ["var(--heat0)", "var(--heat1)", "var(--heat2)"]},
+        },
+        "series": [{"type": "heatmap", "name": unit, "data": cells}],
+    }
+    option["series"][0]["emphasis"] = {"itemStyle": {"borderColor": "var(--text)", "borderWidth": 2}}  # type: ignore[index]
+    told = zip(epochs, *(shorts(values) for values in rows.values()), strict=True)
+    height = max(220, 100 + 22 * len(names))
+    return Chart(title, option, note, height, True, ("epoch", *names), thinned(list(told)))
 
 
 def bars(

@@ -5,25 +5,80 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from raynn.cache import RememberingDriver
 from raynn.catalog import CATALOG
 from raynn.collectives import gpu_names
+from raynn.connection import look_at
 from raynn.folder import environment
 from raynn.job import Job
 from raynn.lanes import Lanes
 from raynn.networks import NETWORKS
-from raynn.preparation import LocalDriver, split_summary
+from raynn.placement import expected_residence
+from raynn.preparation import located, split_summary
+from raynn.readiness import Finding, asked_of, cluster_lines, findings_here, findings_there, packages
 from raynn.regularization import knob_specs
 from raynn.rules import RULES
 from raynn.shards import free_memory_bytes
 from raynn.splits import NAMES, TRAIN
-from raynn.storage import open_storage
+from raynn.storage import address_of, open_storage
+from raynn.submit import require_right
 from raynn.tasks import build_model, checked, prepare_job, understand_job
 from raynn.trainer import uses_ray
+from raynn.upload import measured
 
 Answer = dict[str, Any]
+
+
+def check(address: str | None, path: str | None, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
+    """This machine or a job; and the cluster at the address, RAY_ADDRESS by default.
+
+    Raises:
+        UserError: something would fail.
+    """
+    address = address or os.environ.get("RAY_ADDRESS")
+    if path is None:
+        answer, lines = check_machine()
+    elif address and address.startswith("http"):
+        answer, lines = {}, []  # data and storage are the cluster's: its nodes are asked for them
+    else:
+        answer, lines = check_job(path, overrides)
+    if address:
+        more, found = check_cluster(address, path, overrides)
+        answer, lines = answer | more, [*lines, *found]
+    return answer, lines
+
+
+def check_cluster(address: str, path: str | None, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
+    """The nodes of the cluster at an address: a dashboard's URL, or Ray's own where this is one of its nodes.
+
+    With a job file, what of the job would fail there: submitted to the dashboard, or started on this node.
+
+    Raises:
+        ResourceError: the cluster does not answer, or something would fail.
+    """
+    job, submitted = Job.load(path, overrides) if path is not None else None, address.startswith("http")
+    if job is not None and path is not None and not submitted:
+        here = {"storage": address_of(open_storage(job.storage)), "data": located(job.data, Path(path).parent)}
+        job = job.model_copy(update=here)
+    seen = look_at(address, {"packages": packages()} if job is None else asked_of(job))
+    answer, lines = {"nodes": seen["nodes"], "autoscaler": seen["autoscaler"]}, cluster_lines(seen)
+    if job is None:
+        return answer, lines
+    assert path is not None
+    folder = Path.cwd()
+    findings: list[Finding] = []
+    carries = not submitted
+    if submitted and Path(path).absolute().is_relative_to(folder):
+        upload = measured(folder)
+        carries = "raynn/__init__.py" in upload.files
+        findings += findings_here(job, Path(path).absolute(), folder, upload)
+    findings += findings_there(job, seen, tune=False, carries_raynn=carries, passes_key=False)
+    require_right(findings)
+    return answer | {"checks": [asdict(each) for each in findings]}, [*lines, *map(str, findings)]
 
 
 def check_machine() -> tuple[Answer, list[str]]:
@@ -58,7 +113,7 @@ def check_job(path: str, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
     storage = open_storage(job.storage)
     uses_ray(job)  # raises where the driver cannot be had
     understood = understand_job(job, Path(path).parent)
-    prepared = prepare_job(job, understood, LocalDriver())
+    prepared = prepare_job(job, understood, RememberingDriver())
     job = checked(job.model_copy(update={"task": prepared.task}), prepared)
     lanes = Lanes(prepared.encoded.num_rows(TRAIN), job.optimization.global_batch_size, job.optimization.seed)
     parameters = sum(p.numel() for p in build_model(job, prepared.preprocessing).parameters())
@@ -82,6 +137,8 @@ def check_job(path: str, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
         "lanes": lanes.count,
         "storage": str(storage),
     }
+    residence = expected_residence(prepared.encoded, job)
+    answer["memory"] = asdict(residence)
     width = max(len(name) for name in columns)
     of = f" of {', '.join(map(repr, targets))}" if targets else ""
     lines = [f"{job.name}: {prepared.task}{of} ({prepared.task_reason})"]
@@ -94,6 +151,7 @@ def check_job(path: str, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
         *prepared.notes,
         f"{job.network.kind} with {parameters:,} parameters; {lanes.steps_per_epoch} steps an epoch of "
         f"{job.optimization.global_batch_size} rows, from {lanes.count} lanes",
+        str(residence),
         f"nothing would stop it; next: {shlex.join(['raynn', 'train', path, *overrides])}",
     ]
     return answer, lines

@@ -13,12 +13,20 @@ import argparse  # noqa: E402 - the clock starts before the imports do
 import json  # noqa: E402
 import shlex  # noqa: E402
 import sys  # noqa: E402
-from collections.abc import Callable, Mapping, Sequence  # noqa: E402
+from collections.abc import Callable, Sequence  # noqa: E402
 from functools import partial  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any, NoReturn  # noqa: E402
 
-from raynn.errors import RaynnError, UserError  # noqa: E402
+from raynn.answers import (  # noqa: E402
+    first_step,
+    luck_lines,
+    metrics_line,
+    refitted_lines,
+    trials_line,
+    with_interval,
+)
+from raynn.errors import Detached, RaynnError, UserError  # noqa: E402
 
 if TYPE_CHECKING:
     from raynn.job import Job
@@ -47,6 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if as_json:
             _answer(json.dumps({"error": str(error), "kind": type(error).__name__}))
         return 2 if isinstance(error, UserError) else 1
+    except Detached as detached:
+        _say(str(detached))
+        if as_json:
+            _answer(json.dumps({"error": str(detached), "kind": "Detached"}))
+        return 130
     except KeyboardInterrupt as interruption:
         resume = str(interruption) or None
         _say("interrupted" + (f"; what was trained is saved, continue with:\n  {resume}" if resume else ""))
@@ -114,10 +127,10 @@ def train(options: argparse.Namespace) -> tuple[Answer, str]:
     said, upload = _mirrored(folder, job)
     lines = [
         f"{result['status']} after {result['epochs']} epochs: {result['stop_reason']}",
-        f"best epoch {result['best_epoch']}: {_metrics_line(result['metrics'])}",
-        *_refitted(result),
+        f"best epoch {result['best_epoch']}: {metrics_line(result['metrics'])}",
+        *refitted_lines(result),
         f"{result['parameters']:,} parameters, {result['workers']} worker{'s' if result['workers'] > 1 else ''}, "
-        f"{result['examples_per_second']:,.0f} examples/s, {_first_step(result)}"
+        f"{result['examples_per_second']:,.0f} examples/s, {first_step(result)}"
         f"{result['seconds']:.1f} s in all",
         *said,
         f"{shown}; next: raynn predict {shown} DATA --out predictions.parquet{upload}",
@@ -137,10 +150,10 @@ def tune(options: argparse.Namespace) -> tuple[Answer, str]:
     said, upload = _mirrored(folder, job)
     found = [line for line in differences(job, job.with_settings(best["settings"])) if not line.startswith("search")]
     lines = [
-        f"{sum(result['trials'].values())} trials: {_trials(result)}; {result['stop_reason']}",
+        f"{sum(result['trials'].values())} trials: {trials_line(result)}; {result['stop_reason']}",
         f"best is trial {best['number']}: {', '.join(found) or 'the job as it is'}",
-        _metrics_line(best["metrics"]),
-        *_luck_lines(result),
+        metrics_line(best["metrics"]),
+        *luck_lines(result),
         f"{result['seconds']:.0f} s in all, {result['device_hours']:.2g} device-hours",
         *said,
         f"{shown}; next: raynn train {_relative(folder / 'job.best.yaml')}{upload}",
@@ -190,38 +203,19 @@ def study(options: argparse.Namespace) -> tuple[Answer, str]:
     from raynn.studies import study as study_job
     from raynn.studies import table_of
 
-    _, folder, result = _ran(options, study_job)
+    job, folder, result = _ran(options, study_job)
+    said, upload = _mirrored(folder, job)
     arms, shown = table_of(folder), _shown_path(folder)
     width = max(len(arm["arm"]) for arm in arms)
     lines = [
-        f"{result['metric']} over {result['seeds']} seeds, 95 % intervals of paired differences; {_trials(result)}"
+        f"{result['metric']} over {result['seeds']} seeds, 95 % intervals of paired differences; {trials_line(result)}"
     ]
     for arm in arms:
-        parts = [f"{arm['arm']:<{width}}  {_with_interval(arm['test'])}"]
-        parts += [f"{key.replace('_', ' ')} {_with_interval(arm[key])}" for key in ("gain", "gap") if arm[key]]
+        parts = [f"{arm['arm']:<{width}}  {with_interval(arm['test'])}"]
+        parts += [f"{key.replace('_', ' ')} {with_interval(arm[key])}" for key in ("gain", "gap") if arm[key]]
         lines.append("  ".join(parts))
-    lines.append(f"{shown}; next: open {_relative(folder / 'report.html')}")
-    return finite(result | {"run": address_of(folder), "arms": arms}), "\n".join(lines)
-
-
-def _trials(result: Mapping[str, Any]) -> str:
-    return ", ".join(f"{number} {status.replace('_', ' ')}" for status, number in result["trials"].items() if number)
-
-
-def _with_interval(estimate: Mapping[str, Any] | None) -> str:
-    if estimate is None:
-        return "none"
-    if estimate["low"] is None:
-        return f"{estimate['mean']:.4g}"
-    return f"{estimate['mean']:.4g} [{estimate['low']:.4g}, {estimate['high']:.4g}]"
-
-
-def _luck_lines(result: Mapping[str, Any]) -> list[str]:
-    """The best trials over several seeds."""
-    return [
-        f"trial {row['number']}, {len(row['values'])} seeds: {result['metric']} {row['mean']:.4g} +- {row['sd']:.2g}"
-        for row in result["repeats"]
-    ]
+    lines += [*said, f"{shown}; next: open {_relative(folder / 'report.html')}{upload}"]
+    return finite(result | {"run": address_of(folder), "arms": arms} | _wandb(folder)), "\n".join(lines)
 
 
 def evaluate(options: argparse.Namespace) -> tuple[Answer, str]:
@@ -234,7 +228,7 @@ def evaluate(options: argparse.Namespace) -> tuple[Answer, str]:
         from raynn.judgment import judge
 
         metrics |= judge(options.run, options.judge)
-    return finite({"run": options.run, "metrics": metrics}), _metrics_line(metrics)
+    return finite({"run": options.run, "metrics": metrics}), metrics_line(metrics)
 
 
 def predict(options: argparse.Namespace) -> tuple[Answer, str]:
@@ -288,11 +282,30 @@ def init(options: argparse.Namespace) -> tuple[Answer, str]:
     return {"job": str(out), "task": draft.task, "network": draft.kind, "next": train_it}, text
 
 
-def check(options: argparse.Namespace) -> tuple[Answer, str]:
-    """What would be trained, and on what: sources, columns, splits."""
-    from raynn.check import check_job, check_machine
+def submit(options: argparse.Namespace) -> tuple[Answer, str]:
+    """Checks the cluster and the job, then `ray job submit`; its log is followed to its end."""
+    from raynn.submit import Submission, read_environment, send
 
-    answer, lines = check_machine() if options.job is None else check_job(options.job, options.overrides)
+    asked = Submission(
+        Path(options.job),
+        tuple(options.overrides),
+        options.address,
+        "tune" if options.tune else "train",
+        Path(options.working_dir),
+        read_environment(options.runtime_env, options.pip or (), options.uv or ()),
+        options.pass_wandb_key,
+        options.quiet,
+    )
+    say: Callable[[str], None] = (lambda text: None) if options.quiet else _say
+    log = sys.stderr if options.json else sys.stdout
+    return send(asked, say, log, wait=not options.no_wait, stop_on_interrupt=options.stop_on_interrupt)
+
+
+def check(options: argparse.Namespace) -> tuple[Answer, str]:
+    """The machine, the cluster, the job: what would fail, and the remedy."""
+    from raynn.check import check as check_all
+
+    answer, lines = check_all(options.address, options.job, options.overrides)
     return answer, "\n".join(lines)
 
 
@@ -339,26 +352,6 @@ def list_all(options: argparse.Namespace) -> tuple[Answer, str]:
         width = max(len(name) for name in entries)
         blocks.append("\n".join([title, *(f"  {name:<{width}}  {text}" for name, text in entries.items())]))
     return answer, "\n\n".join(blocks)
-
-
-def _first_step(result: Mapping[str, Any]) -> str:
-    """None where a run was resumed whose last epoch was trained already."""
-    seconds = result["seconds_to_first_step"]
-    return "" if seconds is None else f"first step after {seconds:.1f} s, "
-
-
-def _refitted(result: Mapping[str, Any]) -> list[str]:
-    """Which of the metrics are whose, of a run that was refitted."""
-    if "refit" not in result:
-        return []
-    return [
-        f"refitted on train and validation for {result['refit']['steps']} steps: test/ is of model/, val/ of "
-        "model-validated/"
-    ]
-
-
-def _metrics_line(metrics: Mapping[str, float | None]) -> str:
-    return ", ".join(f"{key} {'none' if value is None else format(value, '.4g')}" for key, value in metrics.items())
 
 
 def _shown_path(folder: Path) -> str:
@@ -470,8 +463,23 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("data", metavar="DATA", help="a source: file, folder, glob, URL or catalogue name")
     sub.add_argument("--target", metavar="COLUMN", help="the column to predict; text and images need none")
     sub.add_argument("--out", metavar="JOB.yaml", help="default: the name of the data")
+    sub = add("submit", submit)
+    sub.add_argument("job", metavar="JOB.yaml")
+    sub.add_argument("overrides", nargs="*", metavar="dotted.key=value")
+    sub.add_argument("--address", required=True, metavar="URL", help="of the cluster's dashboard")
+    sub.add_argument("--tune", action="store_true", help="the job's search, instead of one run")
+    sub.add_argument("--working-dir", default=".", metavar="FOLDER", help="what is uploaded; default: this folder")
+    sub.add_argument("--runtime-env", metavar="FILE", help="Ray's runtime environment, as YAML or JSON")
+    for tool in ("pip", "uv"):
+        sub.add_argument(
+            f"--{tool}", action="append", metavar="PACKAGE", help=f"{tool} installs it, or what a .txt file lists"
+        )
+    sub.add_argument("--pass-wandb-key", action="store_true", help="WANDB_API_KEY of this shell goes with the job")
+    sub.add_argument("--no-wait", action="store_true", help="do not follow the log")
+    sub.add_argument("--stop-on-interrupt", action="store_true", help="Ctrl-C stops the job")
     sub = add("check", check)
     sub.add_argument("job", nargs="?", metavar="JOB.yaml")
+    sub.add_argument("--address", metavar="URL", help="of a cluster's dashboard; default: RAY_ADDRESS")
     sub.add_argument("overrides", nargs="*", metavar="dotted.key=value")
     add("schema", schema)
     sub = add("list", list_all)

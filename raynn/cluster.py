@@ -35,6 +35,11 @@ def cluster(num_cpus: int) -> Iterator[None]:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS")
+    if address and address.startswith(("http://", "https://")):
+        raise ResourceError(
+            f"RAY_ADDRESS = {address!r} is a dashboard's, where jobs are submitted: raynn submit JOB.yaml --address "
+            f"{address}; or unset RAY_ADDRESS to train here"
+        )
     if address:
         _require_answer(address)
     import ray

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from raynn.feeds import Media, Tracked, is_search
+from raynn.feeds import Media, Tracked, has_ended, is_search
 from raynn.folder import write_json
 from raynn.mirrors import numbers
-from raynn.sweeps import SweepState, arrive
+from raynn.sweeps import SweepState, arrive, conclude
 from raynn.tracking import STATE, Mode, WandbSettings, read_state
 
 INIT_TIMEOUT_S = 30.0
@@ -57,6 +57,15 @@ class Dashboard:
             self._finish(run, media())
             self._note(run, True)
 
+    def conclude(self) -> None:
+        """Says there that the search has ended, if it has; one that was interrupted goes on being expected."""
+        if self.mode == "online" and is_search(self.folder) and has_ended(self.folder) and self.state.get("sweep"):
+            state = conclude(self.settings, SweepState.of(self.state))
+            with self.lock:
+                self.state |= state.to_dict()
+                self.state.pop("problem", None)
+                self._write()
+
     def problem(self, reason: str) -> None:
         """Says, to whoever reads the folder, why something is not sent."""
         with self.lock:
@@ -66,7 +75,14 @@ class Dashboard:
     def _is_sent(self, run: Tracked) -> bool:
         """Whether an earlier session sent all of this."""
         before = read_state(run.folder).get("whole") if run.over and run.folder not in self.open else None
-        return before == [self.mode, len(run.records), run.state]
+        if before is None or run.winner_of is not None:
+            return before == self._whole(run)
+        return before[:3] == self._whole(run)  # one that has won an earlier, shorter search stays as it is
+
+    def _whole(self, run: Tracked) -> list[Any]:
+        """What a state file says of a run of which all is sent."""
+        won = [] if run.winner_of is None else [run.winner_of]
+        return [self.mode, len(run.records), run.state, *won]
 
     def _log(self, run: Tracked) -> None:
         if run.folder not in self.open:
@@ -91,16 +107,17 @@ class Dashboard:
 
         with self.lock:
             sweep_id = None
-            if self.mode == "online" and is_search(self.folder):
+            # the winner, trained once more on more rows, is no trial of the sweep
+            if self.mode == "online" and is_search(self.folder) and run.kind != "winner":
                 sweep_id = self._sweep().sweep
             offline = self.mode == "offline"
             wandb_run = wandb.init(
                 project=self.settings.project,
                 entity=self.settings.entity,
-                tags=list(self.settings.tags),
+                tags=[*self.settings.tags, *run.tags],
                 name=run.name,
                 group=run.group,
-                job_type=run.kind,
+                job_type=run.job_type or run.kind,
                 id=self._id(run.folder),
                 config=dict(run.settings),
                 resume=None if offline else "allow",
@@ -143,8 +160,8 @@ class Dashboard:
         import wandb
 
         wandb_run, epochs, _ = self.open[run.folder]
-        if self.settings.log_model and run.state == "ended" and (run.folder / "model").exists():
-            artifact = wandb.Artifact(f"{run.name}-model", type="model", metadata=dict(run.summary))
+        if self.settings.log_model and run.shown and (run.folder / "model").exists():
+            artifact = wandb.Artifact(_artifact_name(run), type="model", metadata=dict(run.summary))
             artifact.add_dir(str(run.folder / "model"))
             artifact = wandb_run.log_artifact(artifact)
             if self.mode == "online":
@@ -163,9 +180,9 @@ class Dashboard:
         with self.lock:
             self.known[run.folder] = len(run.records), run.state, whole
             if run.folder != self.folder and whole:
-                write_json(run.folder / STATE, {"whole": [self.mode, len(run.records), run.state]})
+                write_json(run.folder / STATE, {"whole": self._whole(run)})
             elif whole:
-                self.state["whole"] = [self.mode, len(run.records), run.state]
+                self.state["whole"] = self._whole(run)
             if whole:
                 self.state.pop("problem", None)
             self._write()
@@ -173,6 +190,12 @@ class Dashboard:
     def _write(self) -> None:
         sent = sum(whole for _, _, whole in self.known.values())
         write_json(self.folder / STATE, self.state | {"runs": len(self.known), "sent": sent})
+
+
+def _artifact_name(run: Tracked) -> str:
+    """Of a search one name: each winner, as the search is extended, is a version of it."""
+    name = f"{run.group or run.name}-model"
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
 
 
 def warm_up() -> None:

@@ -18,6 +18,7 @@ from ray import tune
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
+from raynn.capacity import Room
 from raynn.director import Director
 from raynn.errors import JobError, ResourceError
 from raynn.folder import write_json
@@ -66,9 +67,8 @@ def slots_for(
         ResourceError: not even one fits, or fewer than asked for.
     """
     available = ray.cluster_resources() if available is None else available
-    cpus, gpus = float(resources.cpus_per_worker or 1), resources.gpus_per_worker
-    if gpus == "auto":
-        gpus = 1.0 if available.get("GPU", 0) >= resources.workers else 0.0
+    one = Room.of(resources, available)
+    cpus, gpus = one.cpus, one.gpus
     room = available.get("CPU", 0) / (cpus * resources.workers)
     if gpus:
         # a GPU is shared by whole trials: of 0.4 of one, two fit
@@ -289,6 +289,8 @@ def run_trials(desk: Desk, shared: SharedData, slots: Slots) -> None:
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    # By default Tune waits for one actor to be there before it asks for the next trial: seconds for each slot
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.concurrent)
     for name in ("ray.tune", "ray.train", "ray"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     # several workers hold their own resources; what drives them takes next to nothing

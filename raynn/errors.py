@@ -43,6 +43,10 @@ class TrainingError(RaynnError):
     """Training failed at run time."""
 
 
+class Detached(KeyboardInterrupt):
+    """Ctrl-C left what a command had started to itself; the message says how to come back."""
+
+
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the nearest valid name, or an empty string."""
     nearest = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)

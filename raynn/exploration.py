@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from random import Random
 
 from pydantic import JsonValue
 
 from raynn.distributions import ChoiceSettings, kind_of
+from raynn.ledger import Values
 from raynn.scales import Distribution, Stepped
 
 _LOGARITHMIC = ("loguniform", "qloguniform", "lograndint", "lognormal")
@@ -20,7 +21,15 @@ _OPEN_KEYS = tuple(
     for key in ("learning_rate", "momentum", "schedule", "warmup_fraction", "plateau_factor", "plateau_patience")
 )
 
+MAX_MOVES = 100  # tried before a trial goes on with the donor's settings, where moves break constraints
+
 Space = Mapping[str, Distribution]
+Allowed = Callable[[Values], bool]  # whether settings meet the constraints of a search
+
+
+def all_are_allowed(values: Values) -> bool:
+    """Where there are no constraints."""
+    return True
 
 
 def may_change(path: str) -> str | None:

@@ -18,6 +18,9 @@ import yaml
 from raynn.errors import JobError, RunError, did_you_mean
 from raynn.fragments import BadRow
 
+NORMS = "norms.jsonl"  # of a run: norms of its layers, one record an epoch
+STUDY = "study.json"  # of a study
+WINNER = "winner"  # of a search: the run folder of its winner, where that was trained once more
 PACKAGES = ("raynn", "ray", "torch", "pyarrow", "numpy", "pandas", "pydantic", "wandb")
 
 

@@ -23,7 +23,7 @@ from raynn.corpus import encoding_of
 from raynn.encoded import itself
 from raynn.errors import RaynnError, RunError
 from raynn.findings import ClassFindings, ForecastFindings, TokenFindings, ValueFindings, class_findings, spread
-from raynn.folder import check_run
+from raynn.folder import NORMS, check_run
 from raynn.forecast import named
 from raynn.fragments import read_fragment
 from raynn.job import Job
@@ -67,6 +67,7 @@ class Inspection:
     records: list[dict[str, Any]]
     environment: dict[str, Any]
     bad_rows: list[dict[str, Any]]
+    norms: list[dict[str, Any]] = field(default_factory=list)  # of each layer, epoch after epoch
     run: Run | None = None
     split: str = ""  # whose predictions are shown: test, or validation where there is no test set
     rows_of_splits: dict[str, int] = field(default_factory=dict)
@@ -130,6 +131,7 @@ def inspect(folder: Path, *, max_bytes: int | None = None) -> Inspection:
         read_records(folder / "metrics.jsonl"),
         read_object(folder / "environment.json"),
         read_records(folder / "bad_rows.jsonl"),
+        read_records(folder / NORMS),
     )
     try:
         found.run = open_run(folder)

@@ -1,6 +1,6 @@
 """The page: what training is, in the order in which it happens. A generator; whoever drives it saves, reports or stops.
 
-Shapes: B rows of this worker's share of a batch.
+Shapes: B rows of this worker's share of a batch, E epochs, L layers.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from raynn.job import Job
 from raynn.mixing import mixed
 from raynn.networks import NETWORKS
 from raynn.networks.layers import GlobalBatchNorm
+from raynn.norms import with_epoch
 from raynn.objectives import with_split
 from raynn.optimization import build_optimizer, learning_rate, plateau_reductions, set_rates
 from raynn.penalties import add_weight_penalties, project_weights
@@ -53,6 +54,7 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     average: Average | None = None
     history: list[Record] = field(default_factory=list)
+    norms_E2L: Tensor = field(default_factory=lambda: torch.zeros(0, 2, 0))  # at each epoch's last step
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     best_state: dict[str, Any] | None = None  # of the best epoch, where training may go back to it
     decision: Decision | None = None
@@ -81,6 +83,7 @@ class TrainingState:
         return {
             **self.moving(),
             "history": self.history,
+            "norms": self.norms_E2L,
             "best_weights": self.best_weights,
             "best_state": self.best_state,
         }
@@ -90,6 +93,7 @@ class TrainingState:
         self.set_moving(state)
         self.history, self.best_weights = state["history"], state["best_weights"]
         self.best_state = state["best_state"]
+        self.norms_E2L = state.get("norms", self.norms_E2L)
 
     def moving(self) -> dict[str, Any]:
         """What a step changes: weights, optimizer, averaged weights."""
@@ -152,6 +156,8 @@ def train_epochs(
             losses[k] = add_gradient(job, knobs, network, share, step_key_1, workers)
             add_weight_penalties(state.model, knobs)
             reshape_gradient(state.model, knobs, step_key_1, step)
+            if k + 1 == num_steps:
+                state.norms_E2L = with_epoch(state.norms_E2L, state.model)
             state.optimizer.step()
             project_weights(state.model, knobs)
             state.optimizer.zero_grad()

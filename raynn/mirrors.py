@@ -15,6 +15,7 @@ from raynn.tracking import MlflowSettings
 
 MLFLOW_PARAM_CHARACTERS = 500  # of a value; what old servers take
 MLFLOW_BATCH = 100  # params of a request
+MLFLOW_METRICS = 1000  # of a request
 
 
 class Mirror(Protocol):
@@ -29,6 +30,13 @@ class Mirror(Protocol):
         Args:
             run: as it is now.
             media: what is seen of its model; asked once it has ended.
+
+        Raises:
+            Exception: the place cannot be had now; it is tried again.
+        """
+
+    def conclude(self) -> None:
+        """Nobody writes any more, and all runs are there.
 
         Raises:
             Exception: the place cannot be had now; it is tried again.
@@ -79,6 +87,9 @@ class TensorBoard:
                 writer.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=[image])))
         writer.flush()
 
+    def conclude(self) -> None:
+        """Nothing: it knows of runs alone."""
+
     def problem(self, reason: str) -> None:
         """Nothing: the log of the mirroring process has it."""
 
@@ -115,7 +126,9 @@ class Mlflow:
             if int(record["epoch"]) > known:
                 now_ms, known = int(time.time() * 1000), int(record["epoch"])
                 metrics = [Metric(key, value, now_ms, known) for key, value in numbers(record).items()]
-                self.client.log_batch(run_id, metrics=[*metrics, Metric("epoch", known, now_ms, known)])
+                metrics.append(Metric("epoch", known, now_ms, known))  # last: what it says of an epoch, all is there
+                for start in range(0, len(metrics), MLFLOW_METRICS):
+                    self.client.log_batch(run_id, metrics=metrics[start : start + MLFLOW_METRICS])
                 self.open[run.folder] = run_id, known
         for key, value in run.summary.items() if run.state == "ended" else ():
             if isinstance(value, float | int) and key.startswith("test/"):
@@ -124,6 +137,9 @@ class Mlflow:
             self._show(run_id, media())
         states = {"ended": "FINISHED", "failed": "FAILED", "interrupted": "KILLED", "paused": "SCHEDULED"}
         self.client.update_run(run_id, status=states.get(run.state, "RUNNING"))
+
+    def conclude(self) -> None:
+        """Nothing: it knows of runs alone."""
 
     def problem(self, reason: str) -> None:
         """Nothing: the log of the mirroring process has it."""

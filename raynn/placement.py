@@ -2,22 +2,58 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import torch
 
 from raynn.batches import TrainingShard, evaluation_rows
 from raynn.collectives import Workers
-from raynn.encoded import Encoded
+from raynn.encoded import Encoded, itself
 from raynn.job import Job
 from raynn.lanes import Lanes
-from raynn.shards import Shard, build_shard, free_memory_bytes
+from raynn.shards import Shard, build_shard, choose_residence, free_memory_bytes, row_bytes
 from raynn.splits import TEST, TRAIN, VALIDATION
 from raynn.training import Shards
 
+SAMPLE_ROWS = 1024
 SHARE_OF_FREE_MEMORY = 0.5  # the rest is the network's, its activations' and the system's
+
+
+@dataclass(frozen=True)
+class Residence:
+    """Where a worker's rows will be, and what they take."""
+
+    where: str  # memory, disk
+    worker_bytes: int
+    budget_bytes: int
+
+    def __str__(self) -> str:
+        size, budget = (f"{number / 2**20:,.1f} MiB" for number in (self.worker_bytes, self.budget_bytes))
+        share = f"{size} of rows a worker, of at most {budget} (resources.memory_gib)"
+        if self.where == "memory":
+            return f"{share}: held in memory"
+        return f"{share}: read from a memory-mapped file in the run folder, which training waits for when it is slow"
+
+
+def expected_residence(encoded: Encoded, job: Job) -> Residence:
+    """What `place_shards` will do on this machine, told from the first rows."""
+    rows = [encoded.num_rows(split) for split in (TRAIN, VALIDATION, TEST)]
+    first = next(iter(encoded.pieces(TRAIN, 0, min(rows[TRAIN], SAMPLE_ROWS), itself)))
+    size = math.ceil(row_bytes(first) * sum(rows) / job.resources.workers)
+    budget = budget_bytes(job, job.resources.workers)
+    return Residence(choose_residence(size, budget, job.resources.residence, torch.device("cpu")), size, budget)
+
+
+def budget_bytes(job: Job, workers_on_node: int) -> int:
+    """How much memory one worker's rows may take."""
+    if job.resources.memory_gib is not None:
+        return int(job.resources.memory_gib * 2**30)
+    return int(free_memory_bytes() * SHARE_OF_FREE_MEMORY / workers_on_node)
 
 
 def place_shards(
@@ -37,11 +73,7 @@ def place_shards(
         ResourceError: more workers than lanes.
     """
     lanes = Lanes(encoded.num_rows(TRAIN), job.optimization.global_batch_size, job.optimization.seed)
-    resources = job.resources
-    if resources.memory_gib is not None:
-        budget = int(resources.memory_gib * 2**30)
-    else:
-        budget = int(free_memory_bytes() * SHARE_OF_FREE_MEMORY / workers_on_node)
+    resources, budget = job.resources, budget_bytes(job, workers_on_node)
     total = sum(encoded.num_rows(split) for split in (TRAIN, VALIDATION, TEST))
 
     def shard(split: int, name: str, start: int, stop: int) -> Shard:

@@ -20,7 +20,7 @@ from typing import Annotated, Literal, Protocol
 from pydantic import Field
 
 from raynn.bandit import Bandit
-from raynn.exploration import Space, perturbed, random_for
+from raynn.exploration import MAX_MOVES, Allowed, Space, all_are_allowed, perturbed, random_for
 from raynn.ledger import Resume, Trial, Values, Verdict
 from raynn.problems import show
 from raynn.race import Race, Scheduler, competing, ordinal
@@ -65,16 +65,22 @@ class Perturbing:
     space: Space
     seed: int
     resample_probability: float
+    allowed: Allowed = all_are_allowed
 
     def settings_for(self, trial: Trial, donor: Trial, epochs: int, trials: Sequence[Trial]) -> Values:
-        """The donor's, each of the space's moved; a function of seed, generation and trial."""
+        """The donor's, each of the space's moved, until they are allowed; the donor's own where no move is. A function
+        of seed, generation and trial.
+        """
         random = random_for(self.seed, epochs, trial.number)
         random.random()  # has chosen the donor
-        settings = dict(donor.settings_now)
-        for path, distribution in self.space.items():
-            if path in settings:
-                settings[path] = perturbed(distribution, settings[path], random, self.resample_probability)
-        return settings
+        for _ in range(MAX_MOVES):
+            settings = dict(donor.settings_now)
+            for path, distribution in self.space.items():
+                if path in settings:
+                    settings[path] = perturbed(distribution, settings[path], random, self.resample_probability)
+            if self.allowed(settings):
+                return settings
+        return dict(donor.settings_now)
 
 
 @dataclass(frozen=True)
@@ -154,13 +160,17 @@ def _before(trial: Trial, epochs: int) -> Trial:
     return next((left for left in trial.left if left.epochs == epochs), trial)
 
 
-def pbt(settings: PbtSettings, race: Race, size: int, seed: int, space: Space) -> Population:
+def pbt(
+    settings: PbtSettings, race: Race, size: int, seed: int, space: Space, allowed: Allowed = all_are_allowed
+) -> Population:
     """The scheduler of `pbt` (Jaderberg et al. 2017): truncation selection, exploring by perturbation."""
-    explorer = Perturbing(space, seed, settings.resample_probability)
+    explorer = Perturbing(space, seed, settings.resample_probability, allowed)
     return Population(race, settings.interval, settings.quantile_fraction, size, seed, explorer)
 
 
-def pb2(settings: Pb2Settings, race: Race, size: int, seed: int, space: Space) -> Population:
+def pb2(
+    settings: Pb2Settings, race: Race, size: int, seed: int, space: Space, allowed: Allowed = all_are_allowed
+) -> Population:
     """The scheduler of `pb2` (Parker-Holder et al. 2020): truncation selection, exploring by a bandit."""
-    explorer = Bandit(race, space, seed, settings.interval)
+    explorer = Bandit(race, space, seed, settings.interval, allowed)
     return Population(race, settings.interval, settings.quantile_fraction, size, seed, explorer)

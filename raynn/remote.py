@@ -167,35 +167,41 @@ class Remote:
         Raises:
             OSError: the server does not answer.
         """
-        moved = None
-        for _ in range(TRIES):
-            there = self.manifest()
-            if there is None:
-                self.sent, self.arrived = Manifest(), ""
-                return moved
-            known = self._known()
-            self.sent, self.arrived = there, there.id
-            if known.leads_to(there) and not only_these:
-                return moved
-            if keep_both and moved is None and self._changed_on_both_sides(known, there):
-                moved = self.folder.rename(aside(self.folder))
-                known = Manifest()
-            whole = self._fetch(known, there, only_these)
+        self.sent = None  # what was not fetched whole must not be taken for what is there
+        moved, whole = None, False
+        for attempt in range(TRIES):
+            try:
+                there = self.manifest()
+                if there is None:
+                    self.sent, self.arrived = Manifest(), ""
+                    return moved
+                known = self._known()
+                if known.leads_to(there) and not only_these:
+                    self.sent, self.arrived = there, there.id
+                    return moved
+                if keep_both and moved is None and self._changed_on_both_sides(known, there):
+                    moved = self.folder.rename(aside(self.folder))
+                    known = Manifest()
+                whole = self._fetch(known, there, only_these)
+            except OSError:  # also of a file that is replaced while it is read
+                if attempt == TRIES - 1:
+                    raise
+                continue
             # where something is missing, checkpoints for a reader, whoever trains on has to fetch it
             kept = there if self.whole and whole else Manifest(f"{there.id}-read", there.files, there.sums)
             write_json(self.folder / MANIFEST, kept.to_json())
             if whole:
-                return moved
-        assert there is not None
-        damaged = [path for path in there.files if self._differs(path, there) and path.endswith(".safetensors")]
+                break
+        damaged = [path for path in there.files if not whole and self._differs(path, there)]
         if damaged:
             raise OSError(f"{damaged[0]} differs from its checksum: restore it there, or train again")
+        self.sent, self.arrived = there, there.id
         return moved
 
     def _differs(self, path: str, there: Manifest) -> bool:
-        """Whether a file, of which nothing else tells that it is damaged, is not what it should be."""
+        """Whether a file is not what it should be, and nothing else will tell: weights of a model."""
         copy = self.folder / path
-        if _CHECKPOINTS.search(path) or not copy.exists():
+        if _CHECKPOINTS.search(path) or not path.endswith(".safetensors") or not copy.exists():
             return False
         status = copy.stat()
         return (status.st_size, status.st_mtime_ns) != there.files[path]

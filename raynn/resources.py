@@ -25,3 +25,6 @@ class ResourcesSettings(Settings):
     residence: Literal["auto", "memory", "disk"] = "auto"
     memory_gib: Annotated[float, Field(gt=0.0)] | None = None
     timeout_s: Annotated[float, Field(gt=0.0)] = 120.0
+    wait_s: Annotated[float, Field(ge=0.0, description="how long nodes that an autoscaler starts are waited for")] = (
+        900.0
+    )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from raynn import page as html
-from raynn.charts import Chart, Line, Mark, bars, lines_chart
+from raynn.charts import Chart, Line, Mark, bars, lines_chart, over_epochs
 from raynn.columns import ColumnSpec
 from raynn.encodings import CategoricalEncoding, Encoding, ImageEncoding, SequenceEncoding, StandardScale, TextEncoding
 from raynn.exhibits import MAX_LABELS, PALETTE, cases, class_table, pictures, prediction_charts, texts
@@ -19,6 +19,7 @@ from raynn.metrics import higher_is_better
 from raynn.page import Page
 
 KNOWN_KEYS = {"epoch", "step", "seconds", "examples_per_second", "learning_rate"}
+MAX_LAYERS = 40  # of a chart
 
 
 def run_page(found: Inspection) -> Page:
@@ -122,7 +123,7 @@ def _learning(found: Inspection) -> Iterator[Chart]:
     )
     others = [key for key in dict.fromkeys(k for r in records for k in r) if key not in KNOWN_KEYS | {"train/loss"}]
     for key in others:
-        if key == "val/loss" or "norm" in key:
+        if key == "val/loss":
             continue
         y = [record.get(key) for record in records]
         color = "var(--val)" if key.startswith("val/") else "var(--four)"
@@ -131,13 +132,6 @@ def _learning(found: Inspection) -> Iterator[Chart]:
             better = "Higher is better." if higher_is_better(key) else "Lower is better."
         if key != "val/mse_standardized":  # which is the loss
             yield lines_chart(key, epochs, [Line(key, y, color)], "epoch", marks=marks, note=better, height=240)
-    norms = [key for key in others if "norm" in key]
-    if norms:
-        curves = [
-            Line(key, [record.get(key) for record in records], f"var({PALETTE[i % len(PALETTE)]})")
-            for i, key in enumerate(norms)
-        ]
-        yield lines_chart("Norms while training", epochs, curves, "epoch", note="As recorded each epoch.", height=260)
     rates = [record.get("learning_rate") for record in records]
     yield lines_chart("Learning rate", epochs, [Line("learning rate", rates, "var(--five)")], "epoch", height=240)
 
@@ -164,15 +158,35 @@ def _network(page: Page, found: Inspection) -> str:
         for layer in found.layers
     ]
     parts = [html.card(html.scrolled(html.table(header, rows)), "Layer by layer, of the best weights")]
-    names = [layer.name for layer in found.layers][:40]
-    size = bars("Parameters", names, [layer.parameters for layer in found.layers][:40], "parameters")
-    rms = bars("Size of the weights", names, [layer.rms for layer in found.layers][:40], "root mean square of a weight")
+    names = [layer.name for layer in found.layers][:MAX_LAYERS]
+    size = bars("Parameters", names, [layer.parameters for layer in found.layers][:MAX_LAYERS], "parameters")
+    rms = bars(
+        "Size of the weights", names, [layer.rms for layer in found.layers][:MAX_LAYERS], "root mean square of a weight"
+    )
     parts.append(page.figures([size, rms]))
+    parts.append(page.figures(_norms(found)))
     if found.filters is not None:
         name, image = found.filters
         caption = "<figcaption>Gray is zero, white the largest weight of its filter, black its negative.</figcaption>"
         parts.append(html.card(html.picture(image, f"filters of {name}") + caption, f"Filters of {name}"))
     return "<br>".join(parts)
+
+
+def _norms(found: Inspection) -> Iterator[Chart]:
+    """What each layer's weights and gradient did while training, of the first layers that a chart has room for."""
+    if not found.norms:
+        return
+    told = {
+        "weight": "Frobenius norm of each layer's weights before the last step of each epoch.",
+        "gradient": "Of the gradient that the last step of each epoch was made with: penalties added, clipped. A row "
+        "that fades while others do not is a layer that hardly learns; one that grows and grows is about to diverge.",
+    }
+    epochs = [int(record["epoch"]) for record in found.norms]
+    for kind, note in told.items():
+        start = f"norms/{kind}/"
+        names = [key.removeprefix(start) for key in found.norms[-1] if key.startswith(start)][:MAX_LAYERS]
+        rows = {name: [record.get(start + name) for record in found.norms] for name in names}
+        yield over_epochs(f"{kind.capitalize()} norms, layer by layer", epochs, rows, f"{kind} norm", note)
 
 
 def _data(page: Page, found: Inspection) -> str:

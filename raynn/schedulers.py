@@ -9,7 +9,7 @@ from typing import Annotated, Literal, assert_never, get_args
 from pydantic import Field
 
 from raynn.errors import JobError
-from raynn.exploration import Space, may_change, position
+from raynn.exploration import Allowed, Space, all_are_allowed, may_change, position
 from raynn.halving import AshaPromoteSettings, AshaSettings, HyperbandSettings, asha, asha_promote, hyperband
 from raynn.ledger import Trial, Verdict
 from raynn.median import Median, MedianSettings
@@ -63,8 +63,18 @@ def space_problems(settings: SchedulerSettings, space: Space) -> Iterator[tuple[
         yield "", "pb2 models numbers, and the space has only choices: use pbt"
 
 
-def scheduler_of(settings: SchedulerSettings, race: Race, num_trials: int, seed: int, space: Space) -> Scheduler:
+def scheduler_of(
+    settings: SchedulerSettings,
+    race: Race,
+    num_trials: int,
+    seed: int,
+    space: Space,
+    allowed: Allowed = all_are_allowed,
+) -> Scheduler:
     """The scheduler of a search of `num_trials` trials, which is the size of a population.
+
+    Args:
+        allowed: whether settings that a population would change to meet the constraints.
 
     Raises:
         JobError: settings with which it would never act, in trials of so few epochs or a population so small.
@@ -82,9 +92,9 @@ def scheduler_of(settings: SchedulerSettings, race: Race, num_trials: int, seed:
         case MedianSettings():
             return Median(race, chosen.grace_period, chosen.min_trials)
         case PbtSettings():
-            return pbt(chosen, race, num_trials, seed, space)
+            return pbt(chosen, race, num_trials, seed, space, allowed)
         case Pb2Settings():
-            return pb2(chosen, race, num_trials, seed, space)
+            return pb2(chosen, race, num_trials, seed, space, allowed)
         case NoneSettings():
             return Undisturbed()
     assert_never(chosen)

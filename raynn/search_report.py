@@ -90,7 +90,8 @@ def _head(search: Search, name: str) -> str:
     entries |= {WORDS[fate]: f"{count:,}" for fate, count in counts.items() if count}
     if result.get("seconds"):
         entries["in all"] = duration(result["seconds"])
-    reason = html.text(result.get("stop_reason", "the search goes on"))
+    reason = str(result.get("stop_reason") or "the search goes on")
+    reason = html.text(reason[:1].upper() + reason[1:])
     better = "higher" if search.higher else "lower"
     return (
         f'<h1>{html.text(name)}<span class="badge">{html.text(status)}</span></h1>'
@@ -113,6 +114,8 @@ def _best(search: Search) -> str:
     if isinstance(repeats, list) and repeats and all(isinstance(row, dict) for row in repeats):
         header = list(dict.fromkeys(key for row in repeats for key in row))
         rows = [[_plain(row.get(key)) for key in header] for row in repeats]
+        words = {"number": "trial", "values": f"{search.metric}, seed by seed", "sd": "standard deviation"}
+        header = [words.get(key, key) for key in header]
         parts.append(html.card(html.scrolled(html.table(header, rows)), "Repeated with other seeds"))
     elif repeats:
         parts.append(html.card(f"<pre>{html.text(_plain(repeats))}</pre>", "Repeated", wide=False))
@@ -122,6 +125,8 @@ def _best(search: Search) -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.5g}"
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
     return "\u2013" if value is None else str(value)
 
 

@@ -192,7 +192,7 @@ def build_shard(
     for piece in pieces:
         if not columns:
             budget = budget_bytes if budget_bytes is not None else free_memory_bytes() // 2
-            where = choose_residence(round(_row_bytes(piece) * num_rows), budget, residence, device)
+            where = choose_residence(round(row_bytes(piece) * num_rows), budget, residence, device)
             if where == "disk":
                 folder.mkdir(parents=True, exist_ok=True)
             for name, array in piece.items():
@@ -208,7 +208,7 @@ def build_shard(
     return Shard(tensors, first_row, num_rows, where)
 
 
-def _row_bytes(piece: Arrays) -> float:
+def row_bytes(piece: Arrays) -> float:
     """Bytes a row, on average."""
     total = sum(array.values.nbytes if isinstance(array, Ragged) else array.nbytes for array in piece.values())
     return total / max(1, len(next(iter(piece.values()))))

@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from raynn import progress
 from raynn.ablation import Arm, StudySettings, arms_of, findings
+from raynn.cache import RememberingDriver
 from raynn.cluster import cluster
 from raynn.collectives import Workers, gpu_names
 from raynn.data import RayDriver
@@ -28,21 +29,22 @@ from raynn.desk import Desk, Slots, refuse_nodes_apart, run_trials, slots_for
 from raynn.director import Director, Limits, Suggestion
 from raynn.encoded import itself
 from raynn.errors import JobError, RunError, TrainingError
-from raynn.folder import describe, read_result, write_json
+from raynn.folder import STUDY, describe, read_result, write_json
 from raynn.job import NOT_THE_RESULT, Job, refuse_changes
 from raynn.ledger import FILE, Ledger, Trial
 from raynn.metrics import QUANTITIES
 from raynn.outcome import counts, write_trials
 from raynn.placement import place_shards
-from raynn.preparation import Driver, LocalDriver, Prepared, located, split_summary
+from raynn.preparation import Driver, Prepared, located, split_summary
 from raynn.progress import ProgressLine, ProgressWriter
 from raynn.regularization import applicable, knob_specs
 from raynn.report import conclude
 from raynn.schedulers import Undisturbed
 from raynn.splits import TEST
 from raynn.storage import address_of, claim, kept, newest, open_storage
-from raynn.study_report import FILE as STUDY
 from raynn.tasks import checked, prepare_job, understand_job
+from raynn.tracking import Mirroring, check_tracking
+from raynn.trainer import require_cluster
 from raynn.trial import SharedData
 
 TABLE = "study.parquet"
@@ -69,12 +71,14 @@ def study(job: Job, folder: Path | None = None, *, quiet: bool = True, started_a
         changed["optimization"] = job.optimization.model_copy(update={"max_epochs": settings.epochs})
     job = job.model_copy(update=changed)
     storage = open_storage(job.storage)
+    check_tracking(job.tracking)
     resumed = _resumed(job, storage) if job.resume else None
     understood = understand_job(job, folder or Path())
     at_least = settings.concurrent_trials if settings.concurrent_trials != "auto" else 1
     with cluster(job.resources.workers * (job.resources.cpus_per_worker or 1) * at_least):
         refuse_nodes_apart(storage)
-        driver: Driver = RayDriver() if job.resources.workers > 1 else LocalDriver()
+        require_cluster(job, storage, understood, at_least, quiet=quiet)
+        driver: Driver = RayDriver() if job.resources.workers > 1 else RememberingDriver()
         prepared = prepare_job(job, understood, driver)
         job = checked(job.model_copy(update={"task": prepared.task}), prepared)
         if not prepared.encoded.num_rows(TEST):
@@ -148,13 +152,14 @@ class _Study:
         if self.job.resources.workers == 1:
             shards = place_shards(self.prepared.encoded, itself, self.job, Workers(), 1, scratch / "shared")
         self.ledger.begin_session()
-        try:
-            with ProgressWriter(self.folder, self._progress), ProgressLine(self.folder, quiet=self.quiet):
-                run_trials(self.desk, SharedData.of(self.job, self.prepared, shards), self.slots)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-            (self.folder / progress.FILE).unlink(missing_ok=True)
-        return self._concluded()
+        with Mirroring(self.folder, self.job.tracking):
+            try:
+                with ProgressWriter(self.folder, self._progress), ProgressLine(self.folder, quiet=self.quiet):
+                    run_trials(self.desk, SharedData.of(self.job, self.prepared, shards), self.slots)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+                (self.folder / progress.FILE).unlink(missing_ok=True)
+            return self._concluded()
 
     def _suggested(self, number: int, trials: Sequence[Trial]) -> Suggestion | None:
         """The plan's next trial."""

@@ -12,10 +12,10 @@ from typing import Any
 from raynn import page as html
 from raynn.charts import Chart, Line, bars, lines_chart
 from raynn.errors import RunError
+from raynn.folder import STUDY
 from raynn.page import Page
 from raynn.progress import duration
 
-FILE = "study.json"
 WORDS = {"better": "helps", "worse": "hurts", "unclear": "unclear"}
 METHOD = (
     "All arms have the same seeds, which means the same splits, initial weights and order of rows, and are compared in "
@@ -48,7 +48,7 @@ class Study:
 
 def is_study(folder: Path) -> bool:
     """Whether the folder is that of a study."""
-    return (folder / FILE).exists()
+    return (folder / STUDY).exists()
 
 
 def read_study(folder: Path) -> Study:
@@ -58,10 +58,10 @@ def read_study(folder: Path) -> Study:
         RunError: study.json is damaged.
     """
     try:
-        content = json.loads((folder / FILE).read_text())
+        content = json.loads((folder / STUDY).read_text())
         result = json.loads((folder / "result.json").read_text()) if (folder / "result.json").exists() else {}
     except (OSError, ValueError) as error:
-        raise RunError(f"{folder / FILE} is damaged ({error}); continue the study, which writes it anew") from None
+        raise RunError(f"{folder / STUDY} is damaged ({error}); continue the study, which writes it anew") from None
     return Study(folder, content, result)
 
 
@@ -102,7 +102,9 @@ def _estimate(found: dict[str, Any] | None, signed: bool = False) -> str:
     if found is None:
         return "\u2013"
     text = f"{found['mean']:{'+' if signed else ''}.4g}"
-    return text if found["low"] is None else f"{text} \u00b1 {found['high'] - found['mean']:.2g}"
+    return (
+        text if found["low"] is None else f"{text}\u00a0\u00b1\u00a0{found['high'] - found['mean']:.2g}"
+    )  # on one line
 
 
 def _gains(study: Study, told: Sequence[dict[str, Any]]) -> Iterator[Chart]:
@@ -136,6 +138,7 @@ def _gaps(study: Study, told: Sequence[dict[str, Any]]) -> Iterator[Chart]:
         quantity,
         gap=(lines[0].y, lines[2].y),
         category=True,
+        slanted=True,
         note="Means over seeds; the band is the gap.",
         height=360,
     )

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from raynn.feeds import read_job
 from raynn.ledger import FILE
@@ -29,11 +29,12 @@ class SweepState:
     url: str | None = None
     view: str | None = None
     view_problem: str | None = None
+    sweep_ended: bool = False
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> SweepState:
         """As a state file says."""
-        return cls(**{name: state.get(name) for name in cls.__dataclass_fields__})
+        return cls(**{name: state[name] for name in cls.__dataclass_fields__ if name in state})
 
     def to_dict(self) -> dict[str, Any]:
         """For a state file."""
@@ -128,6 +129,8 @@ def arrive(folder: Path, settings: WandbSettings, before: SweepState) -> SweepSt
         sweep = wandb.sweep(config, entity=settings.entity, project=settings.project)
         site = wandb.util.app_url(wandb.Api().settings["base_url"])
         url = f"{site}/{entity}/{settings.project}/sweeps/{sweep}"
+    elif before.sweep_ended:  # the search is extended
+        _set_state(sweep, "RUNNING", str(entity), settings.project)
     if before.view is not None:
         return SweepState(sweep, url, before.view)
     try:
@@ -138,6 +141,31 @@ def arrive(folder: Path, settings: WandbSettings, before: SweepState) -> SweepSt
     except Exception as error:  # a sweep without its view is worth having
         view, problem = None, f"the dashboard could not be saved ({type(error).__name__}: {error})"
     return SweepState(sweep, url, view, problem)
+
+
+def conclude(settings: WandbSettings, before: SweepState) -> SweepState:
+    """Sets the sweep of a search that has ended to finished; W&B would show it as running for ever.
+
+    Raises:
+        Exception: the server cannot be had.
+    """
+    import wandb
+
+    if not before.sweep_ended:
+        assert before.sweep is not None
+        entity = settings.entity or wandb.Api().default_entity
+        _set_state(before.sweep, "FINISHED", str(entity), settings.project)
+    return replace(before, sweep_ended=True)
+
+
+def _set_state(sweep: str, state: Literal["RUNNING", "FINISHED"], entity: str, project: str) -> None:
+    """What `wandb sweep --resume` and `--stop` do; a sweep that is in the state already is left alone."""
+    import wandb
+    from wandb.apis.public import sweeps
+
+    api = wandb.Api()
+    if sweeps._get_sweep_state(api, sweep, entity=entity, project=project).upper() != state:
+        sweeps._set_sweep_state(api, sweep, state, entity=entity, project=project)
 
 
 def saved_view(plan: SearchPlan, entity: str, project: str) -> str:

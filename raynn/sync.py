@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from raynn.errors import RunError, TrainingError
-from raynn.feeds import Media, Tracked, feed_of, is_search, read_job
-from raynn.folder import check_run
+from raynn.feeds import Media, Tracked, feed_of, read_job
+from raynn.folder import STUDY, check_run
 from raynn.mirrors import Mirror, Mlflow, TensorBoard
 from raynn.tracking import LOCK, Mirroring, TrackingSettings, WandbSettings, has_key, read_state, wandb_mode
 
@@ -69,6 +69,8 @@ def sync(
             f"{state.get('runs', 1) - state.get('sent', 0)} of {state.get('runs', 1)} runs are not sent whole: "
             f"{reason}; all of it is kept: try `raynn sync {run}` again"
         )
+    if problem := state.get("problem"):
+        raise TrainingError(f"all runs are sent, but not that the search has ended: {problem}; try again")
     return state
 
 
@@ -146,7 +148,7 @@ def _warm_up(folder: Path, settings: TrackingSettings) -> None:
         from raynn.dashboard import warm_up
 
         warm_up()
-    if not is_search(folder):
+    if not (folder / STUDY).exists():
         import raynn.gallery  # noqa: F401
 
 
@@ -183,15 +185,15 @@ class Follower:
     def __init__(self, folder: Path, mirrors: Sequence[Mirror], patience_s: float) -> None:
         self.folder, self.feed = folder, feed_of(folder)
         self.mirrors, self.patience_s = mirrors, patience_s
-        self.waiting: dict[Errand, Tracked] = {}
-        self.busy: dict[Errand, tuple[Future[None], Tracked]] = {}
+        self.waiting: dict[Errand, Tracked | None] = {}  # None: the end of it all
+        self.busy: dict[Errand, tuple[Future[None], Tracked | None]] = {}
         self.not_before: dict[Errand, float] = {}  # what failed
         self.pool = ThreadPoolExecutor(RUNS_AT_A_TIME)
         self.seen = Seen()
 
     def run(self, stop: threading.Event) -> bool:
         """Until `stop` is set and nothing is left; whether all has got through."""
-        heard, closing = time.monotonic(), False
+        heard, closing, concluding = time.monotonic(), False, False
         while True:
             if stop.is_set() and not closing:
                 self.not_before.clear()  # the last try does not wait for its turn
@@ -202,9 +204,12 @@ class Follower:
             if self._collect() or self.seen.looking or not closing:
                 heard = time.monotonic()
             (self.folder / LOCK).touch()
-            self._begin()
             if closing and not self.waiting and not self.busy:
-                return True
+                if concluding:
+                    return True
+                concluding = True
+                self.waiting |= {(place, self.folder): None for place in range(len(self.mirrors))}
+            self._begin()
             if closing and time.monotonic() - heard > self.patience_s:
                 return False
             if closing:
@@ -216,7 +221,11 @@ class Follower:
         for key, run in list(self.waiting.items()):
             if key not in self.busy and time.monotonic() >= self.not_before.get(key, 0.0):
                 del self.waiting[key]
-                self.busy[key] = self.pool.submit(self.mirrors[key[0]].update, run, self.seen.of(run)), run
+                mirror = self.mirrors[key[0]]
+                if run is None:
+                    self.busy[key] = self.pool.submit(mirror.conclude), None
+                else:
+                    self.busy[key] = self.pool.submit(mirror.update, run, self.seen.of(run)), run
 
     def _collect(self) -> bool:
         """Looks at what is done; whether anything got through."""
@@ -231,14 +240,14 @@ class Follower:
             self.waiting.setdefault(key, run)
             self.not_before[key] = time.monotonic() + RETRY_S
             mirror, reason = self.mirrors[key[0]], f"{type(error).__name__}: {error}".partition("\n")[0]
-            sys.stdout.write(f"{mirror.name}: {run.name}: {reason}\n")
+            sys.stdout.write(f"{mirror.name}: {self.folder.name if run is None else run.name}: {reason}\n")
             sys.stdout.flush()
             mirror.problem(reason)
         return through
 
 
 class Seen:
-    """What is seen of the models of runs that have ended, looked at once for all mirrors. Trials show their figures."""
+    """What is seen of the models of runs that have ended, looked at once for all mirrors."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -254,7 +263,7 @@ class Seen:
         return lambda: self._looked_at(run)
 
     def _looked_at(self, run: Tracked) -> Media:
-        if run.kind != "train" or run.state != "ended" or not (run.folder / "model").exists():
+        if not run.shown or not (run.folder / "model").exists():
             return Media()
         with self.lock:
             if run.folder not in self.media:

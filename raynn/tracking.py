@@ -244,6 +244,8 @@ def told(folder: Path, settings: TrackingSettings) -> tuple[list[str], bool]:
         what = "nothing was sent whole" if not sent else f"{runs - sent} of {runs} runs are not sent whole"
         reason = state.get("problem") or _last_word(folder, "W&B") or "the server did not answer in time"
         return [*lines, f"W&B: {what} ({reason}); all of it is kept"], True
+    if reason := state.get("problem"):
+        return [*lines, f"W&B: all runs are sent, but not that the search has ended ({reason})"], True
     return lines, left
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from raynn import progress
+from raynn.cache import RememberingDriver
+from raynn.capacity import Room, await_room
 from raynn.checkpoint import load_newest
 from raynn.cluster import cluster
 from raynn.collectives import gpu_names
@@ -24,11 +26,12 @@ from raynn.errors import ResourceError, RunError, TrainingError
 from raynn.folder import describe, write_json
 from raynn.fragments import open_file_system
 from raynn.job import NOT_THE_RESULT, Job, refuse_changes
-from raynn.preparation import Driver, LocalDriver, Prepared, Understood, located, split_summary
+from raynn.nodes import require_shared
+from raynn.preparation import Driver, Prepared, Understood, located, split_summary
 from raynn.progress import ProgressLine
 from raynn.remote import join_url
 from raynn.report import conclude
-from raynn.storage import Kept, address_of, claim, kept, newest, open_storage
+from raynn.storage import Kept, address_of, claim, kept, newest, open_storage, url_of
 from raynn.tasks import checked, prepare_job, understand_job
 from raynn.tracking import Mirroring, check_tracking
 from raynn.training import Assignment, Shards, run_training
@@ -56,11 +59,31 @@ def train(job: Job, folder: Path | None = None, *, quiet: bool = True, started_a
     resumed = _resumed_run(job, storage) if job.resume else None
     understood = understand_job(job, folder or Path())
     if not uses_ray(job):
-        return _train(job, understood, LocalDriver(), _run_here, resumed or storage, started_at, quiet)
+        return _train(job, understood, RememberingDriver(), _run_here, resumed or storage, started_at, quiet)
     with cluster(job.resources.workers * (job.resources.cpus_per_worker or 1)):
         from raynn.data import RayDriver
 
+        require_cluster(job, storage, understood, quiet=quiet)
         return _train(job, understood, RayDriver(), _run_on_ray, resumed or storage, started_at, quiet)
+
+
+def require_cluster(job: Job, storage: Path, understood: Understood, trials: int = 1, *, quiet: bool = True) -> None:
+    """Before data are prepared on a cluster: there is room for the workers of so many trials at a time, which an
+    autoscaler may first have to make, and all nodes see the data and the storage.
+
+    Raises:
+        ResourceError: no such room, or a node that does not see them.
+    """
+    import ray
+
+    room = Room.of(job.resources, ray.cluster_resources(), trials)
+    await_room(room, job.resources.wait_s, (lambda text: None) if quiet else _say)
+    files: dict[str, list[str]] = {}
+    for fragment, role in zip(understood.fragments, understood.roles, strict=True):
+        if not fragment.file_system and fragment.format != "catalog":
+            files.setdefault(("train", "validation", "test")[role], []).append(fragment.path)
+    # what is at a URL is where every node is
+    require_shared(None if url_of(storage) else storage, {key: sorted(set(paths)) for key, paths in files.items()})
 
 
 def _train(
@@ -172,6 +195,8 @@ def _run_here(assignment: Assignment, prepared: Prepared, keeping: Kept) -> None
 
     wants_gpu = assignment.job.resources.gpus_per_worker != 0
     device = torch.device("cuda" if wants_gpu and torch.cuda.is_available() else "cpu")
+    if assignment.job.resources.cpus_per_worker:
+        torch.set_num_threads(assignment.job.resources.cpus_per_worker)
     workers = Workers(device=device)
     scratch = Path(assignment.folder) / "scratch"
 
@@ -197,6 +222,7 @@ def fit_workers(assignment: Assignment, encoded: Encoded, gate: Any = None, refi
         ResourceError: the cluster is too small.
         TrainingError: training failed.
     """
+    import ray
     import ray.train
     from ray.train import FailureConfig, RunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -206,23 +232,17 @@ def fit_workers(assignment: Assignment, encoded: Encoded, gate: Any = None, refi
 
     job = assignment.job
     resources = job.resources
-    cpus, gpus = resources.cpus_per_worker or 1, resources.gpus_per_worker
-    available = ray.cluster_resources()
-    if gpus == "auto":
-        gpus = 1.0 if available.get("GPU", 0) >= resources.workers else 0.0
-    for name, wanted in (("CPU", cpus * resources.workers), ("GPU", gpus * resources.workers)):
-        if wanted > available.get(name, 0):
-            raise ResourceError(
-                f"resources.workers = {resources.workers} asks for {wanted:g} {name}s and the cluster has "
-                f"{available.get(name, 0):g}; use fewer workers, or a larger cluster"
-            )
+    room = Room.of(resources, ray.cluster_resources())
+    await_room(room, resources.wait_s)  # nodes may have gone while the data were prepared
     with _ray_storage(assignment) as where:
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"assignment": assignment, "encoded": encoded, "refit": refit, "gate": gate},
             torch_config=TorchConfig(timeout_s=int(resources.timeout_s)),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=resources.workers, use_gpu=gpus > 0, resources_per_worker={"CPU": cpus, "GPU": gpus}
+                num_workers=room.workers,
+                use_gpu=room.gpus > 0,
+                resources_per_worker={"CPU": room.cpus, "GPU": room.gpus},
             ),
             run_config=RunConfig(
                 name="ray",

@@ -19,9 +19,10 @@ from raynn.batches import TrainingShard
 from raynn.checkpoint import load_newest, save_checkpoint
 from raynn.collectives import Workers
 from raynn.errors import TrainingError
-from raynn.folder import write_json
+from raynn.folder import NORMS, write_json
 from raynn.job import Job
 from raynn.loop import Record, TrainingState, evaluate_shard, train_epochs
+from raynn.norms import norm_records
 from raynn.objectives import with_split
 from raynn.preprocessing import Preprocessing
 from raynn.progress import ProgressWriter
@@ -155,6 +156,9 @@ def _trained(
     inputs = preprocessing.input_spec
     clock = _Clock(time.perf_counter(), len(state.history))
     monitor = job.early_stopping.monitor
+    norms = None
+    if tracker and refit is None:
+        norms = Tracker(Path(assignment.folder), norm_records(state.model, state.history, state.norms_E2L), NORMS)
 
     def progress() -> dict[str, Any]:
         return _progress(job, state, shards.train, clock, refit)
@@ -167,6 +171,8 @@ def _trained(
                     if tracker:
                         saved = state.to_dict()
                         save_checkpoint(checkpoints, len(state.history), saved, job.checkpoints, monitor)
+                        if norms:  # before the metrics, so that who reads both finds both
+                            norms.write(norm_records(state.model, [record], state.norms_E2L[-1:])[0])
                         tracker.write(record)
                     yield record
                 if len(state.history) == until < job.optimization.max_epochs:

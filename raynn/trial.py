@@ -9,20 +9,24 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raynn import progress
+from raynn.cache import RememberingDriver
 from raynn.encoded import Encoded, itself
 from raynn.errors import RaynnError
 from raynn.folder import read_result
 from raynn.job import Job
 from raynn.loop import Record
-from raynn.preparation import LocalDriver, Prepared
+from raynn.preparation import Prepared
 from raynn.shards import Shard, as_arrays, from_arrays
 from raynn.stopping import decide
 from raynn.tasks import build_model, prepare_job, understand_job
@@ -106,6 +110,8 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
             return {"record": json.dumps(record | counted), "last": self._is_last(record)}
         except Exception as error:  # whatever a trial's settings break is that trial's failure, and the search goes on
             self.records = None
+            if _is_a_loss(error):
+                raise  # Tune begins the trial again, from its newest checkpoint
             reason = str(error) if isinstance(error, RaynnError) else f"{type(error).__name__}: {error}"
             return {"done": True, "status": "failed", "reason": reason}
 
@@ -179,7 +185,7 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
             preprocessing_json, encoded = self.shared.preprocessing_json, self.shared.encoded
             of_block: Callable[[Any], Any] = fetch
         else:
-            prepared = _prepared(self.job, LocalDriver())
+            prepared = _prepared(self.job, RememberingDriver())
             preprocessing_json, encoded = prepared.preprocessing.to_json(), prepared.encoded
             of_block = itself
         scratch = self.folder / "scratch"
@@ -200,6 +206,11 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         job = self.job.after(len(self.history) - 1)
         stopped = decide(job.early_stopping, self.history).stop
         return stopped or len(self.history) >= job.optimization.max_epochs
+
+
+def _is_a_loss(error: Exception) -> bool:
+    """Whether a process, a node or what it held is gone: nothing that a trial's settings have to do with."""
+    return isinstance(error, RayError) and not isinstance(error, RayTaskError)
 
 
 def _prepared(job: Job, driver: Any) -> Prepared:
@@ -232,9 +243,9 @@ def _group(assignment: Assignment, encoded: Encoded) -> Generator[Record, None, 
     from raynn.worker import Gate
 
     assert assignment.told is not None
-    gate = Gate.remote(  # type: ignore[attr-defined]
-        assignment.told
-    )
+    # Ray puts what asks for nothing on any node; on this one it cannot be lost alone
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    gate = Gate.options(scheduling_strategy=here).remote(assignment.told)  # type: ignore[attr-defined]
     errors: list[BaseException] = []
 
     def fit() -> None:
@@ -248,7 +259,8 @@ def _group(assignment: Assignment, encoded: Encoded) -> Generator[Record, None, 
     try:
         yield from _through(gate, workers)
     finally:
-        ray.get(gate.close.remote())
+        with suppress(RayActorError):  # it has died: whoever waits there learns it from Ray
+            ray.get(gate.close.remote())
         workers.join()
         ray.kill(gate)
         shutil.rmtree(Path(assignment.folder) / "scratch", ignore_errors=True)

@@ -20,6 +20,7 @@ FILE = "trials.parquet"
 FATES = ("finished", "stopped_early", "cut", "failed", "paused", "running", "waiting")
 COLUMNS = ("number", "status", "reason", "origin", "epochs", "best_epoch", "value", "seconds", "run")
 LOG_KINDS = ("loguniform", "lograndint", "qloguniform", "lognormal")
+SEED = "optimization.seed"
 SPLITS = ("train/", "val/", "test/")
 LOG_SPAN = 100.0  # positive settings that span more are shown on a logarithmic axis, however they were drawn
 
@@ -82,6 +83,10 @@ def read_search(folder: Path) -> Search:
     metrics = [name for name in names if name.startswith(SPLITS)]
     settings = [name for name in names if name not in COLUMNS and name not in metrics]
     settings = [name for name in settings if any(row.get(name) is not None for row in rows)]
+    search = job.get("search") or {}
+    space = search.get("space") or {}
+    if SEED not in space:  # what repeats of the best differ in; nobody searched it
+        settings = [name for name in settings if name != SEED]
     trials = tuple(
         Trial(
             **{name: row[name] for name in COLUMNS},
@@ -90,10 +95,8 @@ def read_search(folder: Path) -> Search:
         )
         for row in rows
     )
-    search = job.get("search") or {}
     metric = str(search.get("metric") or _metric_that_is_the_value(trials, metrics) or "value")
     higher = is_higher_better(metric, search)
-    space = search.get("space") or {}
     logs = tuple(_is_log(name, space.get(name), [trial.settings[name] for trial in trials]) for name in settings)
     curves = {trial.number: curve for trial in trials if (curve := _curve(folder / trial.run, metric))}
     return Search(folder, trials, result, job, tuple(settings), logs, metric, higher, curves)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from raynn import progress
 from raynn.batches import TrainingShard
+from raynn.cache import RememberingDriver
 from raynn.checkpoint import load_newest
 from raynn.cluster import cluster
 from raynn.collectives import Workers, gpu_names
@@ -25,16 +26,16 @@ from raynn.director import Director, Limits, Repeats
 from raynn.encoded import itself
 from raynn.errors import JobError, RunError, TrainingError
 from raynn.estimate import Pace, estimate, expected_epochs, seconds_left
-from raynn.folder import describe, read_result, write_json
+from raynn.folder import WINNER, describe, read_result, write_json
 from raynn.job import NOT_THE_RESULT, Job, refuse_changes
 from raynn.lanes import Lanes
-from raynn.ledger import FILE, Ledger, Trial, value_at
+from raynn.ledger import FILE, Ledger, Trial, Values, value_at
 from raynn.loop import TrainingState, evaluate_shard, train_epochs
 from raynn.objectives import with_split
 from raynn.outcome import best_epoch, best_job_text, counts, metrics_of, repeated, trials_table, winner, write_trials
 from raynn.pareto import pareto_front
 from raynn.placement import place_shards
-from raynn.preparation import Driver, LocalDriver, Prepared, located, split_summary
+from raynn.preparation import Driver, Prepared, located, split_summary
 from raynn.preprocessing import Preprocessing
 from raynn.progress import ProgressLine, ProgressWriter
 from raynn.race import Race
@@ -45,8 +46,8 @@ from raynn.splits import TEST
 from raynn.storage import address_of, claim, kept, local_run, newest, open_storage
 from raynn.suggestions import suggest
 from raynn.tasks import build_model, checked, prepare_job, understand_job
-from raynn.tracking import Mirroring, check_tracking
-from raynn.trainer import train
+from raynn.tracking import Mirroring, TrackingSettings, check_tracking
+from raynn.trainer import require_cluster, train
 from raynn.training import Shards, save_model
 from raynn.trial import SharedData, preparation_key
 from raynn.warm_start import earlier_trials
@@ -83,7 +84,8 @@ def tune(job: Job, folder: Path | None = None, *, quiet: bool = True, started_at
     at_least = concurrent if concurrent != "auto" else 1
     with cluster(cpus * at_least):
         refuse_nodes_apart(storage)
-        driver: Driver = RayDriver() if job.resources.workers > 1 else LocalDriver()
+        require_cluster(job, storage, understood, at_least, quiet=quiet)
+        driver: Driver = RayDriver() if job.resources.workers > 1 else RememberingDriver()
         prepared = prepare_job(job, understood, driver)
         job = checked(job.model_copy(update={"task": prepared.task}), prepared)
         slots = slots_for(job.resources, concurrent, num_trials)
@@ -256,10 +258,11 @@ class _Search:
     def _retrained(self, best: Trial) -> tuple[Path, dict[str, float]]:
         """The winner trained once more, on training and validation rows together for the length that it has found."""
         job = self.desk.job_of(best).model_copy(
-            update={"name": "winner", "storage": str(self.folder), "refit": True, "resume": False}
+            update={"name": WINNER, "storage": str(self.folder), "refit": True, "resume": False}
+            | {"tracking": TrackingSettings()}  # the search's own mirrors show it, in the search's group
         )
-        if (self.folder / "winner").exists():
-            shutil.rmtree(self.folder / "winner")
+        if (self.folder / WINNER).exists():
+            shutil.rmtree(self.folder / WINNER)
         run = train(job, quiet=self.quiet)
         metrics = read_result(run)["metrics"]
         return run, {key: value for key, value in metrics.items() if key.startswith("test/")}
@@ -297,7 +300,7 @@ class _Search:
         job = self.desk.job_of(trial)
         if preparation_key(job) == preparation_key(self.job):
             return self.prepared
-        return prepare_job(job, understand_job(job, Path()), LocalDriver())
+        return prepare_job(job, understand_job(job, Path()), RememberingDriver())
 
     def _tested(self, best: Trial, run: Path) -> dict[str, float]:
         """The winner's metrics on the test set; none where the job has no test set."""
@@ -342,10 +345,14 @@ def director_of(
     race = Race(settings.metric, settings.direction, job.optimization.max_epochs)
     devices = (slots.gpus or slots.cpus) * job.resources.workers
     budget, first = settings.budget, job.optimization.seed + 1
+
+    def allowed(values: Values) -> bool:
+        return space.broken(space.settled(values)) is None
+
     return Director(
         ledger,
         lambda number, trials: suggest(space, settings, number, trials, earlier),
-        scheduler_of(settings.scheduler, race, settings.trials, settings.seed, space.axes),
+        scheduler_of(settings.scheduler, race, settings.trials, settings.seed, space.axes, allowed),
         Limits(
             trials=settings.trials,
             failed_trials=settings.max_failed_trials,

@@ -17,6 +17,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.exceptions import ActorDiedError
 
 from raynn.collectives import Workers
 from raynn.data import fetch
@@ -115,6 +116,14 @@ def _workers() -> Workers:
     return Workers(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
 
 
+def _let_through(gate: Any, record: Mapping[str, float]) -> bool:
+    """Whether the workers are to train on; not where the gate has died, which who searches learns there, too."""
+    try:
+        return bool(ray.get(gate.arrive.remote(record)))
+    except ActorDiedError:
+        return False
+
+
 def _train(assignment: Assignment, encoded: Encoded, again: Encoded | None, gate: Any) -> None:
     context = ray.train.get_context()
     # Ray sets one thread a worker; the node's cores are shared out instead
@@ -131,7 +140,7 @@ def _train(assignment: Assignment, encoded: Encoded, again: Encoded | None, gate
     if gate is not None:
         for record in run_training(assignment, place(encoded), workers):
             # the first worker waits at the gate, the others for its word
-            may_go_on = ray.get(gate.arrive.remote(record)) if workers.rank == 0 else True
+            may_go_on = _let_through(gate, record) if workers.rank == 0 else True
             if not workers.decided(float(may_go_on)):
                 return
         return

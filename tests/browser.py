@@ -166,7 +166,8 @@ class Tab:
     def picture(self, path: Path, *, whole: bool = False) -> None:
         """A screenshot as PNG, of the window or of the whole page."""
         if whole:
-            self.run("(() => { for (const id of Object.keys(raynn.charts)) raynn.draw(id); })()")
+            draw = "for (const id of Object.keys(raynn.charts)) raynn.draw(id)"
+            self.run(f"(() => {{ {draw}; scrollTo({{top: 0, behavior: 'instant'}}); }})()")
         data = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
         path.write_bytes(base64.b64decode(data))
 
@@ -190,3 +191,36 @@ class Tab:
             if what == "Network.requestWillBeSent" and not details["request"]["url"].startswith(("file:", "data:")):
                 found.append(f"request: {details['request']['url']}")
         return found
+
+
+def keep(tab: Tab, name: str) -> None:
+    """A picture of the whole page, where one is asked for."""
+    if folder := os.environ.get("RAYNN_SCREENSHOTS"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tab.picture(Path(folder) / f"{name}.png", whole=True)
+
+
+def draw_all(tab: Tab) -> None:
+    """Those too that are not near yet."""
+    tab.run("Object.keys(raynn.charts).forEach(raynn.draw)")
+
+
+def selection(tab: Tab) -> str:
+    """What a search's page says is selected, once it is drawn."""
+    tab.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    return str(tab.run("document.getElementById('selection').textContent"))
+
+
+def chart_id(tab: Tab, title: str) -> str:
+    """The id of the chart that begins so."""
+    return str(tab.run(f"Object.keys(raynn.charts).find((id) => raynn.charts[id].label.startsWith({title!r}))"))
+
+
+def fits(tab: Tab, name: str) -> None:
+    """Nothing sticks out at the side of a desktop's window or a phone's, and charts follow."""
+    for width, height in (DESKTOP, PHONE):
+        tab.resize((width, height))
+        tab.wait("[...document.querySelectorAll('.chart')].every((e) => Math.abs(raynn.drawn.get(e.id).getWidth() - "
+                 "e.clientWidth) < 2)")  # fmt: skip
+        assert tab.run("document.documentElement.scrollWidth") <= width
+        keep(tab, f"{name}-{width}")

@@ -20,7 +20,7 @@ from raynn.trainer import train
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _to_itself() -> Iterator[None]:
+def _to_itself(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tests join no cluster that the machine happens to know of and report to no one; one thread a process, because
     threads that wait for each other stall on a machine that is busy with something else.
     """
@@ -28,6 +28,7 @@ def _to_itself() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("WANDB_MODE", "disabled")
+        patch.setenv("RAYNN_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("RAYNN_REPORT", "off")  # a tenth of a second a run; the tests of reports write theirs
         patch.delenv("RAY_ADDRESS", raising=False)
         yield

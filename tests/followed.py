@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from raynn.folder import write_json
+from raynn.folder import NORMS, STUDY, write_json
 from raynn.job import Job
 from raynn.ledger import FILE, Ledger, Trial, Verdict
 
@@ -42,7 +42,12 @@ class RunFolder:
         (folder / "job.yaml").write_text(self.job.to_yaml())
 
     def train(self, first: int, last: int) -> None:
-        """Epochs."""
+        """Epochs, of a network with one layer."""
+        with (self.folder / NORMS).open("a") as file:
+            file.writelines(
+                json.dumps({"epoch": epoch, "step": 10 * epoch, "norms/weight/head": float(epoch)}) + "\n"
+                for epoch in range(first, last + 1)
+            )
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.writelines(json.dumps(record(epoch)) + "\n" for epoch in range(first, last + 1))
 
@@ -73,11 +78,40 @@ class SearchFolder:
         self.ledger.become(trial, "running")
         return trial
 
+    def end(self, best: Trial, run: str = "", **metrics: float) -> None:
+        """Its result, whose best is a trial, or that trial trained once more."""
+        told = {"number": best.number, "metrics": metrics, "run": run or f"trials/{best.number:04d}"}
+        trials = {"finished": len(self.ledger.trials)}
+        write_json(self.folder / "result.json", {"status": "finished", "trials": trials, "best": told})
+
     def train(self, trial: Trial, first: int, last: int, verdict: Any = "go_on") -> None:
         """Epochs, and what is decided after the last."""
         for epoch in range(first, last + 1):
             kind = verdict if epoch == last else "go_on"
             self.ledger.report(trial, record(epoch, (trial.number + 1) / epoch), lambda _, kind=kind: Verdict(kind))
+
+
+class StudyFolder(SearchFolder):
+    """A study of dropout, which has arms in the place of trials."""
+
+    def __init__(self, folder: Path, tracking: dict[str, Any]) -> None:
+        super().__init__(folder, tracking)
+        self.job = job(tracking=tracking, study={"knobs": ["dropout"]}, name=folder.name)
+        (folder / "job.yaml").write_text(self.job.to_yaml())
+        arms = [{"arm": "none", "knob": None}, {"arm": "dropout alone", "knob": "dropout"}]
+        write_json(folder / STUDY, {"quantity": "accuracy", "arms": arms})
+
+    def run(self, arm: str, seed: int, **result: Any) -> None:
+        """One run of an arm, from its first epoch to its last, the second."""
+        settings = {"regularization.dropout": 0.3 if "dropout" in arm else 0.0, "optimization.seed": seed}
+        trial = self.ledger.add(settings, "search", {"arm": arm, "seed": seed})
+        run = self.folder / "trials" / f"{trial.number:04d}"
+        run.mkdir(parents=True)
+        (run / "job.yaml").write_text(self.job.with_settings(settings).to_yaml())
+        self.ledger.become(trial, "running")
+        self.train(trial, 1, 2)
+        write_json(run / "result.json", {"status": "finished", **result})
+        self.ledger.become(trial, "finished", "max_epochs")
 
 
 def until(holds: Callable[[], bool], seconds: float = 60.0) -> None:

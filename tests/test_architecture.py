@@ -71,6 +71,7 @@ PLAIN = (  # these load neither torch nor ray, not even through what they import
     "preprocessing",
     "encoded",
     "preparation",
+    "cache",
     "windows",
     "corpus",
     "draft",
@@ -99,6 +100,7 @@ ORDER = (
     "penalties",
     "perturbation",
     "averaging",
+    "norms",
     "optimization",
     "evaluation",
     "networks.layers",
@@ -138,6 +140,9 @@ ORDER = (
     "loop",
     "training",
     "placement",
+    "probe",
+    "nodes",
+    "capacity",
     "cluster",
     "data",
     "worker",
@@ -166,13 +171,21 @@ ORDER = (
     "desk",
     "tuner",
     "studies",
+    "upload",
+    "readiness",
+    "connection",
+    "submit",
     "check",
+    "answers",
     "",  # raynn/__init__.py, the public names
     "cli",
     "__main__",
 )
 ROOMS = {
-    "ray": {"cluster", "data", "worker", "trainer", "trial", "desk", "tuner", "submit"},
+    "ray": {
+        *("probe", "capacity", "cluster", "data", "worker"),
+        *("trainer", "trial", "desk", "tuner", "upload", "connection"),
+    },
     "wandb": {"sweeps", "dashboard"},
 }
 DRAWERS = {"utils", "util", "common", "base", "helpers", "helper", "manager", "engine", "misc"}

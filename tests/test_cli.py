@@ -76,7 +76,7 @@ def test_train_answers_with_the_result(desk: Path, capsys: pytest.CaptureFixture
     assert answer["examples_per_second"] > 0
     assert (run / answer["model"] / "weights.safetensors").exists()
     assert {path.name for path in run.iterdir()} == {
-        *("job.yaml", "environment.json", "metrics.jsonl", "result.json", "model", "checkpoints")
+        *("job.yaml", "environment.json", "metrics.jsonl", "norms.jsonl", "result.json", "model", "checkpoints")
     }
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [(record["epoch"], record["step"]) for record in records] == [(1, 10), (2, 20)]
@@ -172,7 +172,7 @@ def test_check_a_job(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answer = answered(capsys, "check", "job.yaml")
     assert set(answer) == {
         *("job", "task", "target", "columns", "rows", "bad_rows", "network", "parameters", "steps_per_epoch"),
-        *("lanes", "notes", "storage"),
+        *("lanes", "notes", "storage", "memory"),
     }
     assert answer["rows"] == {"train": 168, "validation": 24, "test": 48}
     kinds = {name: column["kind"] for name, column in answer["columns"].items()}
@@ -215,6 +215,20 @@ def test_check_shows_the_shape_of_sequences(
     out, _ = printed(capsys, "check", "job.yaml", data, f"network={{kind: {network}}}")
     (line,) = [line for line in out.splitlines() if line.startswith("  steps ")]
     assert " ".join(line.split()).startswith(f"{shown} list<")
+
+
+def test_check_says_where_a_worker_s_rows_will_be(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = answered(capsys, "check", "job.yaml", "resources.memory_gib=1")
+    rows, columns = sum(answer["rows"].values()), len(answer["columns"])
+    assert answer["memory"]["budget_bytes"] == 2**30
+    assert answer["memory"]["where"] == "memory"
+    assert 4 * rows * columns <= answer["memory"]["worker_bytes"] <= 16 * rows * columns
+    out, _ = printed(capsys, "check", "job.yaml", "resources.memory_gib=1")
+    assert "MiB of rows a worker, of at most 1,024.0 MiB (resources.memory_gib): held in memory" in out
+    half = answered(capsys, "check", "job.yaml", "resources={memory_gib: 1, workers: 2}")["memory"]["worker_bytes"]
+    assert half == -(-answer["memory"]["worker_bytes"] // 2)
+    out, _ = printed(capsys, "check", "job.yaml", "resources.memory_gib=1e-7")
+    assert "of at most 0.0 MiB (resources.memory_gib): read from a memory-mapped file" in out
 
 
 def test_check_the_machine(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from followed import KEY, RunFolder, SearchFolder, descendants, until
+from followed import KEY, RunFolder, SearchFolder, StudyFolder, descendants, until
 from wandb_file import KeptRun, read_run
 from wandb_server import WandbServer
 
@@ -19,11 +20,12 @@ from raynn.errors import RunError, TrainingError
 from raynn.feeds import settings_of
 from raynn.folder import read_result
 from raynn.job import Job
+from raynn.ledger import Trial
 from raynn.sync import sync
 from raynn.tracking import Mirroring, read_state, told
 from raynn.trainer import train
 
-WANDB = {"wandb": {"project": "garden", "tags": ["roses"]}}
+WANDB = {"wandb": {"project": "garden", "tags": ["roses"], "wait_s": 60.0}}  # a busy machine is no outage
 
 
 @pytest.fixture
@@ -64,6 +66,7 @@ def test_offline_a_run_that_was_interrupted_and_resumed_is_one_file_with_all_of_
     assert epochs(whole.history) == list(range(1, 41))
     assert [row["val/loss"] for row in whole.history] == [1 / epoch for epoch in range(1, 41)]
     assert [row["_step"] for row in whole.history] == list(range(1, 41))
+    assert [row["norms/weight/head"] for row in whole.history] == list(range(1, 41))
     assert whole.settings == settings_of(run.folder)
     assert whole.settings["optimization.max_epochs"] == run.job.optimization.max_epochs
     assert (whole.run_id, whole.name) == ((run.folder / "wandb_id").read_text(), "a")
@@ -85,12 +88,15 @@ def test_offline_a_search_keeps_every_trial_and_syncs_as_a_sweep_with_its_dashbo
         search.ledger.become(second, "finished", "max_epochs")
         search.train(first, 3, 5, "cut")
         search.ledger.become(search.begin(0.2, "repeat"), "failed", "out of memory")
+        search.end(first, **{"val/loss": 0.2, "test/loss": 0.3})
     files = [kept(search.folder / "trials" / f"{number:04d}") for number in range(3)]
     assert [file.name for file in files] == ["roses-0000", "roses-0001", "roses-0002"]
     assert [(file.group, file.job_type) for file in files] == [("roses", k) for k in ("trial", "trial", "repeat")]
     assert [epochs(file.history) for file in files] == [[1, 2, 3, 4, 5], [1, 2], []]
     assert [file.settings["regularization.dropout"] for file in files] == [0.1, 0.2, 0.2]
     assert [file.exit_code for file in files] == [0, 0, 1]
+    assert [file.summary.get("winner_of") for file in files] == [3, None, None]
+    assert files[0].summary["test/loss"] == 0.3
     with pytest.raises(RunError, match="there is no key for W&B: set WANDB_API_KEY"):
         sync(search.folder)
     with WandbServer() as server:
@@ -102,6 +108,7 @@ def test_offline_a_search_keeps_every_trial_and_syncs_as_a_sweep_with_its_dashbo
         assert {run.fields["project"] for run in server.runs.values()} == {"meadow"}
         assert [len(server.sweeps), len(server.views)] == [1, 1]
         assert (state["sent"], state["runs"]) == (3, 3)
+        assert server.sweeps["sweep0"]["states"] == ["FINISHED"]
         assert state["url"] == f"{server.url}/gardener/meadow/sweeps/sweep0"
         asked = len(server.asked)
         sync(search.folder, project="meadow")  # nothing is left: nothing is sent twice
@@ -180,8 +187,101 @@ def test_a_search_is_a_sweep_from_its_first_trial_on(server: WandbServer, tmp_pa
     assert [row.get("donor") for row in second.history] == [None, None, 0, None]
     assert (second.settings["regularization.dropout"], first.settings["regularization.dropout"]) == (0.15, 0.1)
     assert {served.fields["sweep"] for served in server.runs.values()} == {"sweep0"}
+    assert server.sweeps["sweep0"]["states"] == []  # it has no result: it was interrupted, and goes on being expected
     assert {served.fields["groupName"] for served in server.runs.values()} == {"roses"}
     assert read_state(search.folder)["view"].startswith(f"{server.url}/gardener/garden?nw=")
+
+
+def test_the_winner_shows_what_it_predicts_its_model_is_kept_and_the_sweep_ends(
+    server: WandbServer, classifier: Path, tmp_path: Path
+) -> None:
+    search = SearchFolder(tmp_path / "roses", {"wandb": {"log_model": True, "wait_s": 60.0}})
+
+    def tried(dropout: float) -> Trial:
+        """A trial, with the model and the data of a run that tells flowers."""
+        trial = search.begin(dropout)
+        run = search.folder / "trials" / f"{trial.number:04d}"
+        shutil.copytree(classifier, run, dirs_exist_ok=True)
+        search.train(trial, 1, 2, "cut")
+        return trial
+
+    with Mirroring(search.folder, search.job.tracking):
+        first, second = tried(0.1), tried(0.2)
+        until(lambda: sum(served.complete for served in server.runs.values()) == 2)
+        assert server.artifacts == []
+        search.end(second, **{"test/accuracy": 0.75})
+    runs = [
+        server.runs[(search.folder / "trials" / f"{trial.number:04d}" / "wandb_id").read_text()]
+        for trial in (first, second)
+    ]
+    shown = [
+        [row["media/confusion_table"]["nrows"] for row in run.history if "media/confusion_table" in row] for run in runs
+    ]
+    assert shown == [[], [4]]  # two kinds against two
+    assert [epochs(run.history) for run in runs] == [[1, 2], [1, 2]]
+    assert [run.summary.get("winner_of") for run in runs] == [None, 2]
+    assert (runs[1].summary["test/accuracy"], runs[1].starts) == (0.75, 2)
+    models = [artifact for artifact in server.artifacts if artifact["artifactTypeName"] == "model"]
+    assert [artifact["artifactCollectionName"] for artifact in models] == ["roses-model"]
+    assert f"a{server.artifacts.index(models[0])}" in server.committed
+    assert (read_state(search.folder)["sweep_ended"], server.sweeps["sweep0"]["states"]) == (True, ["FINISHED"])
+    (search.folder / "result.json").unlink()  # extended by a trial, which wins
+    with Mirroring(search.folder, search.job.tracking):
+        third = tried(0.3)
+        until(lambda: server.sweeps["sweep0"]["states"] == ["FINISHED", "RUNNING"])
+        search.end(third)
+    assert server.sweeps["sweep0"]["states"] == ["FINISHED", "RUNNING", "FINISHED"]
+    assert sorted(run.summary.get("winner_of", 0) for run in server.runs.values()) == [0, 2, 3]
+    assert (runs[1].starts, len(server.sweeps)) == (2, 1)  # what was sent is not sent again
+
+
+@pytest.mark.usefixtures("keyless")
+def test_a_study_is_a_group_whose_job_types_are_its_arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = StudyFolder(tmp_path / "worth", WANDB)
+    with Mirroring(study.folder, study.job.tracking):
+        study.run("none", 0, metrics={"test/accuracy": 0.5})
+        study.run("dropout alone", 0, metrics={"test/accuracy": 0.75})
+        study.end(study.ledger.trials[0])
+    files = [kept(study.folder / "trials" / f"{number:04d}") for number in range(2)]
+    assert [(file.group, file.job_type) for file in files] == [("worth", "none"), ("worth", "dropout alone")]
+    assert [file.tags for file in files] == [["roses"], ["roses", "dropout"]]
+    assert [epochs(file.history) for file in files] == [[1, 2], [1, 2]]
+    assert [file.summary["test/accuracy"] for file in files] == [0.5, 0.75]
+    assert [file.settings["regularization.dropout"] for file in files] == [0.0, 0.3]
+    assert told(study.folder, study.job.tracking) == ([], True)
+    with WandbServer() as server:
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        state = sync(study.folder)
+        assert (state["sent"], state["runs"]) == (2, 2)
+        assert {run.fields["jobType"] for run in server.runs.values()} == {"none", "dropout alone"}
+        assert (server.sweeps, server.views, server.unknown) == ({}, [], [])  # its list is fixed: nothing is searched
+
+
+@pytest.mark.slow
+def test_a_server_that_takes_its_time_slows_and_fails_no_training(
+    server: WandbServer, garden: Path, tmp_path: Path
+) -> None:
+    server.pause_s = 600.0  # before every answer
+    job = {
+        "name": "a",
+        "data": {"train": str(garden / "flowers.parquet"), "target": "kind"},
+        "network": {"kind": "feedforward", "hidden": [4]},
+        "optimization": {"max_epochs": 3, "global_batch_size": 32},
+        "tracking": {"wandb": {"wait_s": 1.0}},
+        "storage": str(tmp_path),
+        "report": False,
+    }
+    run = train(Job.from_dict(job))  # its end waited for a second and the grace of the process, not for an answer
+    assert read_result(run)["status"] == "finished"
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 3
+    assert told(run, Job.from_dict(job).tracking) == (
+        ["W&B: nothing was sent whole (the server did not answer in time); all of it is kept"],
+        True,
+    )
+    server.pause_s = 0.3
+    assert sync(run)["sent"] == 1
+    assert [epochs(served.history) for served in server.runs.values()] == [[1, 2, 3]]
 
 
 def test_a_server_that_never_answers_takes_nothing_but_its_time(server: WandbServer, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from followed import RunFolder, SearchFolder
+from followed import RunFolder, SearchFolder, StudyFolder
 
 from raynn.feeds import Change, RunFeed, SearchFeed, best_record, dotted, feed_of
 from raynn.ledger import FILE
@@ -22,10 +22,12 @@ def test_a_run_is_told_of_when_it_changes_and_ends_with_its_result(tmp_path: Pat
     assert [(now.records, now.state) for now in feed.read(False)] == [((), "running")]
     assert feed.read(False) == []
     run.train(1, 2)
+    with (run.folder / "norms.jsonl").open("a") as file:
+        file.write('{"epoch": 3, "step": 30, "norms/weight/head": 3.0}\n')  # the metrics follow
     with (run.folder / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 3, "val')  # being written
     (now,) = feed.read(False)
-    assert [record["epoch"] for record in now.records] == [1, 2]
+    assert [(record["epoch"], record["norms/weight/head"]) for record in now.records] == [(1, 1.0), (2, 2.0)]
     assert [now.state for now in feed.read(True)] == ["interrupted"]
     run.end(**{"val/loss": 0.5})
     (now,) = feed.read(True)
@@ -89,3 +91,53 @@ def test_the_best_record_has_a_number() -> None:
     assert best_record(records, "v", "min") == records[3]
     assert best_record(records, "v", "max") == records[1]
     assert best_record(records[:1], "v", "min") is None
+
+
+def test_the_winner_is_told_of_once_the_search_has_ended(tmp_path: Path) -> None:
+    search = SearchFolder(tmp_path / "s", {})
+    trials = [search.begin(0.1), search.begin(0.2)]
+    for trial in trials:
+        search.train(trial, 1, 2, "cut")
+    feed = feed_of(search.folder)
+    assert [(run.winner_of, run.shown) for run in feed.read(False)] == [(None, False)] * 2
+    search.end(trials[1], **{"val/loss": 0.5, "test/loss": 0.25})
+    (won,) = feed.read(False)
+    assert (won.name, won.kind, won.winner_of, won.shown) == ("s-0001", "trial", 2, True)
+    assert (won.summary["winner_of"], won.summary["test/loss"]) == (2, 0.25)
+    assert feed.read(True) == []
+    (search.folder / "result.json").unlink()  # extended by another trial, which wins
+    third = search.begin(0.3)
+    search.train(third, 1, 3, "cut")
+    assert [run.winner_of for run in feed.read(False)] == [None]
+    search.end(third)
+    assert [(run.name, run.winner_of) for run in feed.read(True)] == [("s-0002", 3)]
+
+
+def test_a_winner_that_is_trained_once_more_is_a_run_of_the_search(tmp_path: Path) -> None:
+    search = SearchFolder(tmp_path / "s", {})
+    trial = search.begin(0.1)
+    search.train(trial, 1, 2, "cut")
+    feed = feed_of(search.folder)
+    feed.read(False)
+    again = RunFolder(search.folder / "winner", {})
+    again.train(1, 2)
+    (running,) = feed.read(False)
+    assert (running.name, running.kind, running.group, running.state) == ("s-winner", "winner", "s", "running")
+    again.end(**{"val/loss": 0.5})
+    search.end(trial, run="winner")
+    (won,) = feed.read(True)  # and no trial
+    assert (won.name, won.shown) == ("s-winner", True)
+
+
+def test_a_study_is_told_arm_by_arm(tmp_path: Path) -> None:
+    study = StudyFolder(tmp_path / "worth", {})
+    study.run("none", 0, metrics={"test/accuracy": 0.5, "train/loss": 9.0}, train={"loss": 1.0})
+    study.run("dropout alone", 0, metrics={"test/accuracy": 0.75})
+    feed = feed_of(study.folder)
+    none, alone = feed.read(True)
+    assert (none.name, none.group, none.job_type, none.tags) == ("worth: none, seed 0", "worth", "none", ())
+    assert (alone.name, alone.job_type, alone.tags) == ("worth: dropout alone, seed 0", "dropout alone", ("dropout",))
+    assert (none.kind, none.state, none.shown, len(none.records)) == ("arm", "ended", False, 2)
+    # the kept weights on the training rows, not the loss recorded while they changed
+    assert (none.summary["test/accuracy"], none.summary["train/loss"]) == (0.5, 1.0)
+    assert (none.settings["regularization.dropout"], alone.settings["regularization.dropout"]) == (0.0, 0.3)

@@ -170,7 +170,7 @@ def on_a_worker(workers: Workers) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, (inputs, sections) in CASES.items():
         state = train(job_for(inputs, **sections), inputs, workers=workers)
-        found[name] = (weights(state), figures(state.history))
+        found[name] = (weights(state), figures(state.history), state.norms_E2L)
     found["seconds"] = [record["seconds"] for record in state.history]
     raynn.loop.STEPS_BETWEEN_CHECKS = 1  # before the gradient has spoiled the other worker too
     with pytest.raises(TrainingError) as caught:
@@ -195,14 +195,16 @@ def test_two_workers_train_as_one(tmp_path: Path) -> None:
     assert first.pop("error") == second.pop("error") == not_finite()  # told by both, seen by one
     assert first["seconds"] == second["seconds"], "a rule goes by the time, and workers must decide alike"
     for name, (inputs, sections) in CASES.items():
-        (first_weights, first_history), (second_weights, second_history) = first[name], second[name]
+        (first_weights, first_history, first_norms), (second_weights, second_history, norms) = first[name], second[name]
         assert_same_bits(first_weights, second_weights)
         assert first_history == second_history
+        assert torch.equal(first_norms, norms)
         alone = train(job_for(inputs, **sections), inputs)
         for key, expected in weights(alone).items():
             torch.testing.assert_close(first_weights[key], expected, rtol=1e-4, atol=1e-5, msg=f"{name}: {key}")
         for found, record in zip(first_history, figures(alone.history), strict=True):
             assert found == pytest.approx(record, rel=1e-4), name
+        torch.testing.assert_close(norms, alone.norms_E2L, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run() -> None:
@@ -242,6 +244,8 @@ def test_a_resumed_run_is_the_run_bit_for_bit(tmp_path: Path, inputs: InputSpec)
     train(job, inputs, resumed)
     assert len(through.history) == 5
     assert figures(resumed.history) == figures(through.history)
+    assert torch.equal(resumed.norms_E2L, through.norms_E2L)
+    assert len(through.norms_E2L) == 5
     assert_same_bits(weights(resumed), weights(through))
     assert_same_bits(resumed.best_weights, through.best_weights)
     assert resumed.decision == through.decision

@@ -46,7 +46,7 @@ def test_event_files_hold_every_epoch_once_however_often_the_run_was_resumed(tmp
     events.Reload()
     loss = [(event.step, event.value) for event in events.Scalars("val/loss")]
     assert loss == [(epoch, pytest.approx(1 / epoch)) for epoch in range(1, 5)]
-    assert set(events.Tags()["scalars"]) == {"train/loss", "val/loss", "learning_rate"}
+    assert set(events.Tags()["scalars"]) == {"train/loss", "val/loss", "learning_rate", "norms/weight/head"}
     assert [event.encoded_image_string for event in events.Images("filters")] == [image]
     told = events.SummaryMetadata("_hparams_/session_start_info").plugin_data
     assert told.plugin_name == "hparams"

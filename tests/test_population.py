@@ -95,6 +95,46 @@ def noisy_step_at_its_best(loss: float) -> float:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("limit", [0.6, 0.0])
+def test_constraints_hold_for_settings_that_change(kind: str, limit: float) -> None:
+    """The more dropout of the two kinds together, the better it is made to look; a limit that no move meets leaves
+    every trial with its donor's settings.
+    """
+    rows, columns = "regularization.dropout", "regularization.input_dropout"
+    space = space_of(
+        regularization__dropout={"uniform": (0.0, 0.5)}, regularization__input_dropout={"choice": (0.1, 0.2, 0.3)}
+    )
+
+    def total(values: Values) -> float:
+        return float(values[rows]) + float(values[columns])  # type: ignore[arg-type]
+
+    def allowed(values: Values) -> bool:
+        return total(values) < limit
+
+    def searched(**allows: Any) -> list[Trial]:
+        settings = written_out(kind).model_validate({"kind": kind, "interval": 1})  # type: ignore[arg-type]
+        scheduler = scheduler_of(settings, Race("val/loss", "min", 8), 6, 0, space, **allows)
+        return Simulation(
+            Ledger(),
+            scheduler,
+            6,
+            8,
+            curve=lambda trial: 1.0 / (1 + trial.epochs) - 0.1 * total(trial.settings_now),
+            settings=lambda number: {rows: 0.05 * number, columns: 0.1},
+        ).run()
+
+    changes = [change.settings for trial in searched(allowed=allowed) for change in trial.changes]
+    assert changes
+    if limit:
+        assert all(map(allowed, changes))
+        assert not all(allowed(c.settings) for trial in searched() for c in trial.changes), "nothing to hold back"
+        assert len({json.dumps(each, sort_keys=True) for each in changes}) > 3
+    else:
+        begun = [{rows: 0.05 * number, columns: 0.1} for number in range(6)]
+        assert all(each in begun for each in changes)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_outcome_depends_neither_on_slots_nor_on_timing(kind: str) -> None:
     def fails(trial: Trial) -> bool:
         return trial.number == 3 and trial.epochs == 5

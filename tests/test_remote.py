@@ -350,3 +350,26 @@ def test_a_journal_never_tells_of_what_is_not_there(bucket: Bucket, tmp_path: Pa
     reader.pull()
     assert contents(reader.folder)["search.jsonl"] == "begun\nended\n"
     assert contents(reader.folder)["trials/0/result.json"] == "{}"
+
+
+def test_what_could_not_be_fetched_is_not_removed_there(bucket: Bucket, tmp_path: Path) -> None:
+    """A pull that breaks off leaves a copy without some files: to send from it must not be to remove them."""
+    here, there = kept_at(bucket, tmp_path / "a"), kept_at(bucket, tmp_path / "b")
+    write(here.folder, job="1", metrics="2")
+    here.push()
+    download = there._download
+
+    def broken(path: str, stamp: tuple[int, int], expected: str | None) -> bool:
+        if path == "metrics":
+            raise OSError("the line broke")
+        return download(path, stamp, expected)
+
+    there._download = broken  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="the line broke"):
+        there.pull()
+    with pytest.raises(OSError, match="the line broke"):
+        there.push()
+    there._download = download  # type: ignore[method-assign]
+    there.push()
+    assert bucket.names("run") == ["job", MANIFEST, "metrics"]
+    assert contents(there.folder) == {"job": "1", "metrics": "2"}

@@ -6,6 +6,7 @@ What a browser makes of them is in test_report_in_browser.py.
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from html.parser import HTMLParser
@@ -19,6 +20,7 @@ import pytest
 import yaml
 from searches import write_search
 
+from raynn.charts import over_epochs
 from raynn.cli import main
 from raynn.errors import RunError
 from raynn.folder import read_result
@@ -100,7 +102,8 @@ def test_a_report_holds_what_its_task_has(run: Path, request: pytest.FixtureRequ
     found = inspect(run)
     assert not found.missing
     page = outline(run_page(found))
-    common = ["Learning", "Network", "Layer by layer, of the best weights", "Data", "Columns", "Settings"]
+    common = ["Weight norms, layer by layer", "Gradient norms, layer by layer"]
+    common += ["Learning", "Network", "Layer by layer, of the best weights", "Data", "Columns", "Settings"]
     expected = [*common, *EXPECTED[request.node.callspec.params["run"]], "Predict and repeat"]
     if len(found.records) > 1:
         expected.append("Loss, training and validation")
@@ -119,6 +122,32 @@ def test_a_report_is_one_file_below_6_mb_that_names_no_other(run: Path) -> None:
         for name in ("src", "href"):
             assert (attributes.get(name) or "data:").startswith(("data:", "#")), attributes
     assert "default-src 'none'" in text
+
+
+def test_norms_are_drawn_layer_by_layer_epoch_by_epoch(classifier: Path) -> None:
+    found = inspect(classifier)
+    charts = data_of(run_page(found).html(), "chart-data")
+    (option,) = (chart["option"] for chart in charts.values() if chart["label"].startswith("Gradient norms"))
+    names = [layer.name for layer in found.layers]
+    assert option["yAxis"]["data"] == names
+    cells = {(epoch, name): value for epoch, name, _, value in option["series"][0]["data"]}
+    assert cells == {
+        (str(record["epoch"]), name): pytest.approx(record[f"norms/gradient/{name}"], rel=1e-4)
+        for record in found.norms
+        for name in names
+    }
+    assert len(found.norms) == found.result["epochs"]
+
+
+def test_of_many_epochs_a_chart_shows_some_and_what_has_no_logarithm_is_blank() -> None:
+    rows = {"a": [0.0, math.nan, *(10.0**-e for e in range(298))], "b": [1.0] * 300}
+    option = over_epochs("t", range(1, 301), rows, "u", "").option
+    epochs = option["xAxis"]["data"]
+    assert (len(epochs), epochs[0], epochs[-1]) == (60, "1", "300")
+    cells = option["series"][0]["data"]
+    assert ["1", "b", 0.0, 1.0] in cells
+    assert not any(cell[:2] == ["1", "a"] for cell in cells)
+    assert (option["visualMap"]["min"], option["visualMap"]["max"]) == (-297.0, pytest.approx(0.0))
 
 
 def test_class_figures_are_those_of_result_json(classifier: Path) -> None:
@@ -312,6 +341,18 @@ def test_a_search_is_read_as_it_was_written(tmp_path: Path) -> None:
         for name, value in result["best"]["settings"].items()
     }
     assert {n: len(c) for n, c in search.curves.items()} == {t.number: t.epochs for t in search.trials}
+
+
+def test_what_repeats_differ_in_is_no_setting_of_the_search(tmp_path: Path) -> None:
+    write_search(tmp_path, 8)
+    table = pq.read_table(tmp_path / "trials.parquet")
+    seeds = pa.array([None] * 7 + [1], pa.int64())
+    pq.write_table(table.append_column("optimization.seed", seeds), tmp_path / "trials.parquet")
+    assert "optimization.seed" not in read_search(tmp_path).settings
+    job = yaml.safe_load((tmp_path / "job.yaml").read_text())
+    job["search"]["space"]["optimization.seed"] = {"randint": [0, 9]}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+    assert "optimization.seed" in read_search(tmp_path).settings
 
 
 def test_the_report_of_a_search(tmp_path: Path) -> None:

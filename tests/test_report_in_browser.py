@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, DESKTOP, PHONE, Browser, Tab
+from browser import CHROMIUM, Browser, chart_id, draw_all, fits, selection
 from searches import write_search
 
 from raynn.report import write_report
@@ -48,27 +48,6 @@ def run(request: pytest.FixtureRequest) -> Path:
     return folder
 
 
-def keep(tab: Tab, name: str) -> None:
-    """A picture of the whole page, where one is asked for."""
-    if folder := os.environ.get("RAYNN_SCREENSHOTS"):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        tab.picture(Path(folder) / f"{name}.png", whole=True)
-
-
-def draw_all(tab: Tab) -> None:
-    tab.run("Object.keys(raynn.charts).forEach(raynn.draw)")
-
-
-def selection(tab: Tab) -> str:
-    tab.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-    return str(tab.run("document.getElementById('selection').textContent"))
-
-
-def chart_id(tab: Tab, title: str) -> str:
-    """The id of the chart that begins so."""
-    return str(tab.run(f"Object.keys(raynn.charts).find((id) => raynn.charts[id].label.startsWith({title!r}))"))
-
-
 @pytest.mark.parametrize("run", RUNS, indirect=True)
 def test_the_report_of_a_run_draws_everywhere(run: Path, browser: Browser) -> None:
     tab = browser.open(write_report(run))
@@ -81,21 +60,24 @@ def test_the_report_of_a_run_draws_everywhere(run: Path, browser: Browser) -> No
     tab.close()
 
 
-def fits(tab: Tab, name: str) -> None:
-    """Nothing sticks out at the side of a desktop's window or a phone's, and charts follow."""
-    for width, height in (DESKTOP, PHONE):
-        tab.resize((width, height))
-        tab.wait("[...document.querySelectorAll('.chart')].every((e) => Math.abs(raynn.drawn.get(e.id).getWidth() - "
-                 "e.clientWidth) < 2)")  # fmt: skip
-        assert tab.run("document.documentElement.scrollWidth") <= width
-        keep(tab, f"{name}-{width}")
-
-
 def test_the_mouse_over_a_curve_tells_its_numbers(page: Path, browser: Browser) -> None:
     tab = browser.open(page)
     left, top, width, height = tab.place_of(f"#{chart_id(tab, 'Loss, training and validation')}")
     tab.move(left + width / 2, top + height / 2)
     tab.wait("[...document.querySelectorAll('.chart div')].some((e) => /training[^]*validation/.test(e.textContent))")
+    tab.close()
+
+
+def test_the_mouse_over_a_norm_tells_its_layer_and_epoch(page: Path, browser: Browser) -> None:
+    tab = browser.open(page)
+    key = chart_id(tab, "Gradient norms")
+    left, top, _, _ = tab.place_of(f"#{key}")
+    tab.wait(f"raynn.drawn.has({key!r})")
+    x, y = tab.run(f"raynn.drawn.get({key!r}).convertToPixel({{xAxisIndex: 0, yAxisIndex: 0}}, ['2', 'head'])")
+    tab.move(left + x, top + y)
+    tab.wait(f"[...document.querySelectorAll('#{key} > div')].some((e) => "
+             "/gradient norm [^]*head, epoch 2/.test(e.textContent))")  # fmt: skip
+    assert tab.complaints() == []
     tab.close()
 
 

@@ -100,6 +100,11 @@ def test_what_is_said_at_the_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert told(tmp_path, settings) == (["W&B: U", "W&B: V"], False)
     write_json(tmp_path / STATE, {"url": "U", "runs": 8, "sent": 5, "problem": "CommError: away"})
     assert told(tmp_path, settings)[0][-1] == "W&B: 3 of 8 runs are not sent whole (CommError: away); all of it is kept"
+    write_json(tmp_path / STATE, {"url": "U", "runs": 8, "sent": 8, "problem": "CommError: away"})
+    assert told(tmp_path, settings) == (
+        ["W&B: U", "W&B: all runs are sent, but not that the search has ended (CommError: away)"],
+        True,
+    )
     (tmp_path / LOG).write_text("MLflow: a: no answer\n")
     assert told(tmp_path, settings)[0][0] == "MLflow: a: no answer; all of it is kept"
     assert told(tmp_path, settings)[1]

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pytest
+import torch
 
 from raynn.errors import TrainingError
 from raynn.job import Job
@@ -109,3 +110,12 @@ def test_the_best_weights_are_the_ones_left(train_on_table: Train, tmp_path: Pat
     assert "val/loss has not improved by more than 0 for 3 epochs" in run.result["stop_reason"]
     assert run.evaluate("validation")["val/loss"] == pytest.approx(history[best]["val/loss"], rel=1e-6)
     assert not math.isclose(history[best]["val/loss"], history[-1]["val/loss"], rel_tol=1e-3)
+
+
+def test_one_worker_in_this_process_computes_with_as_many_threads_as_asked(train_on_table: Train) -> None:
+    before = torch.get_num_threads()
+    try:
+        train_on_table(resources={"cpus_per_worker": 2})
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -136,6 +136,8 @@ class WandbServer:
         inserted = name not in self.runs
         run = self.runs.setdefault(name, ServedRun(name))
         run.fields |= {key: value for key, value in given.items() if value is not None}
+        if inserted and given.get("sweep"):
+            self.sweeps[given["sweep"]]["state"] = "RUNNING"
         if given.get("config"):
             run.config = json.loads(given["config"])
         if given.get("groupName") or given.get("displayName"):
@@ -224,10 +226,20 @@ class WandbServer:
         return {"artifact": artifact}
 
     def _UpsertSweep(self, given: dict[str, Any]) -> dict[str, Any]:
-        name = f"sweep{len(self.sweeps)}"
-        self.sweeps[name] = given
+        name = given["id"].removeprefix("id-") if given.get("id") else f"sweep{len(self.sweeps)}"
+        known = self.sweeps.setdefault(name, {"state": "PENDING", "states": []})
+        known |= {key: value for key, value in given.items() if value is not None}
+        if given.get("state"):
+            known["states"].append(given["state"])
         sweep = {"name": name, "project": _project(given["projectName"])}
         return {"upsertSweep": {"sweep": sweep, "configValidationWarnings": []}}
+
+    def _GetSweepState(self, given: dict[str, Any]) -> dict[str, Any]:
+        return {"project": {"sweep": {"state": self.sweeps[given["sweep"]]["state"]}}}
+
+    def _SweepWithRuns(self, given: dict[str, Any]) -> dict[str, Any]:
+        sweep = {"id": f"id-{given['sweep']}", "name": given["sweep"], "state": self.sweeps[given["sweep"]]["state"]}
+        return {"project": {"sweep": sweep | {"runs": {"edges": []}}}}
 
     def _UpsertView2(self, given: dict[str, Any]) -> dict[str, Any]:
         self.views.append(given)

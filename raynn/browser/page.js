@@ -28,6 +28,7 @@
     number,
     count: (p) => String(p.value[3]),
     cell: (p) => `${p.value[3]} rows, ${(100 * p.value[2]).toFixed(1)} % of their row`,
+    level: (p) => `${escaped(p.seriesName)} <b>${number(p.value[3])}</b><br>${escaped(p.value[1])}, epoch ${p.value[0]}`,
     point: (p) => (p.data && p.data.trial !== undefined ? described(p.data.trial)
       : `${escaped(p.seriesName)}<br>${escaped(number(p.value[0]))}, ${escaped(number(p.value[1]))}`),
     trial: (p) => described(p.data.trial),

@@ -15,7 +15,7 @@ from wandb_server import WandbServer
 
 from raynn.folder import read_result
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(500)]
 
 
 def test_every_trial_arrives_in_the_sweep_and_the_key_nowhere_else(garden: Path, tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_every_trial_arrives_in_the_sweep_and_the_key_nowhere_else(garden: Path,
                 return process.poll() is not None
 
             try:
-                until(ended, 170)
+                until(ended, 450)
             finally:
                 process.kill()
         assert process.returncode == 0, log.read_text()
@@ -59,7 +59,11 @@ def test_every_trial_arrives_in_the_sweep_and_the_key_nowhere_else(garden: Path,
         assert all(run.complete for run in server.runs.values())
         for run in server.runs.values():
             lines = search / "trials" / run.fields["displayName"][-4:] / "metrics.jsonl"
-            assert len(run.history) == len(lines.read_text().splitlines())
+            assert sum("val/loss" in row for row in run.history) == len(lines.read_text().splitlines())
+        (won,) = (run for run in server.runs.values() if "winner_of" in run.summary)
+        assert won.fields["displayName"] == f"roses-{read_result(search)['best']['number']:04d}"
+        assert won.history[-1]["media/confusion_table"]["nrows"] == 4
+        assert server.sweeps["sweep0"]["states"] == ["FINISHED"]
         assert len(server.views) == 1
         last = log.read_text().splitlines()[-1]
         assert "raynn sync" not in last

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import ray
+from test_faults import command_line
 
+from raynn.cluster import descendants
 from raynn.job import Job
 from raynn.ledger import Ledger
 from raynn.trainer import train
@@ -93,6 +98,52 @@ def test_what_a_search_finds_can_be_trained_again(ray_cluster: None, tmp_path: P
     assert [clocks_aside(record) for record in records_of(again)][: len(by_epoch)] == by_epoch
     if best["status"] != "cut":
         assert result_of(again)["metrics"] == result["metrics"]
+
+
+def test_one_trial_at_a_time_a_search_repeats_exactly(ray_cluster: None, tmp_path: Path) -> None:
+    """Twelve trials with ASHA, run twice: each suggestion, epoch, decision and reason in the same order, and the same
+    table. An algorithm that learns, so that a difference anywhere would change what is tried after it.
+    """
+    asked = {
+        "trials": 12,
+        "algorithm": "optuna",
+        "scheduler": {"kind": "asha", "grace_period": 1, "reduction_factor": 2},
+        "concurrent_trials": 1,
+    }
+    optimization = {"global_batch_size": 64, "max_epochs": 4, "learning_rate": 3e-3}
+    asked_for = job(tmp_path, asked, optimization=optimization, resources={"cpus_per_worker": 1})
+    first, second = tune(asked_for), tune(asked_for)
+    assert first != second
+    events = decisions(first)
+    assert sum(event["event"] == "trial" for event in events) == 12
+    verdicts = [event["verdict"]["kind"] for event in events if event["event"] == "epoch"]
+    assert {"cut", "go_on"} <= set(verdicts)
+    assert decisions(second) == events
+    assert table_of(second) == table_of(first)
+
+
+def test_every_slot_has_a_trial_from_the_start(ray_cluster: None, tmp_path: Path) -> None:
+    """Actors start side by side: no trial trains before there is one for each slot."""
+    search = tune(job(tmp_path, {"trials": 4, "scheduler": "none"}, optimization={"max_epochs": 1}))
+    events = [json.loads(line) for line in (search / "search.jsonl").read_text().splitlines()]
+    kinds = [event["event"] for event in events if event["event"] in ("trial", "epoch")]
+    assert kinds == ["trial"] * 4 + ["epoch"] * 4
+
+
+def decisions(search: Path) -> list[dict[str, Any]]:
+    """The journal, but for when each event was, what was measured of time, and how long all was estimated to take."""
+    events = [json.loads(line) for line in (search / "search.jsonl").read_text().splitlines()]
+    kept = [event for event in events if event["event"] != "search" or "epoch_s" not in event["facts"]]
+    for event in kept:
+        del event["at"]
+        if "record" in event:
+            event["record"] = clocks_aside(event["record"])
+    return kept
+
+
+def table_of(search: Path) -> list[dict[str, Any]]:
+    """trials.parquet, clocks aside."""
+    return [clocks_aside(row) for row in pq.read_table(search / "trials.parquet").to_pylist()]
 
 
 @pytest.mark.slow
@@ -196,3 +247,32 @@ for _ in range(100):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=280)
     assert "all is free" in done.stdout, done.stderr
     assert "cut" in {trial.status for trial in Ledger(tmp_path / "digits" / "search.jsonl").trials}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("workers", "process"), [(1, "Trainable"), (2, "ray::Gate")])
+def test_a_trial_whose_process_dies_goes_on(ray_cluster: None, tmp_path: Path, workers: int, process: str) -> None:
+    """What runs a trial, or what its workers wait at, is killed: no trial fails, and all end as if nothing had been."""
+    searched = {"trials": 3 - workers, "scheduler": "none", "concurrent_trials": 1, "max_failed_trials": 0}
+    optimization = {"global_batch_size": 64, "max_epochs": 8, "learning_rate": 3e-3}
+    more = {"optimization": optimization, "resources": {"workers": workers}, "early_stopping": {"rule": "none"}}
+    undisturbed = tune(job(tmp_path / "undisturbed", searched, **more))
+    journal = tmp_path / "disturbed" / "digits" / "search.jsonl"
+    killed: list[int] = []
+
+    def kill() -> None:
+        while not journal.exists() or journal.read_text().count('"epoch"') < 3:
+            time.sleep(0.01)
+        killed.append(next(pid for pid in descendants(os.getpid()) if process in command_line(pid)))
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    disturbed = tune(job(tmp_path / "disturbed", searched, **more))
+    killer.join(1)
+    assert killed
+    for expected, found in zip(Ledger(undisturbed / "search.jsonl").trials, Ledger(journal).trials, strict=True):
+        assert (found.status, found.reason) == (expected.status, expected.reason)
+        assert [clocks_aside(r) for r in found.records] == [clocks_aside(r) for r in expected.records]
+        assert len(records_of(disturbed / "trials" / f"{found.number:04d}")) == found.epochs

@@ -1,0 +1,218 @@
+"""Those that raynn is compared with, each written as its documentation shows it. One training a call, in a process of
+its own; prints one JSON object: examples_per_second after the first epoch, seconds to the first step, parameters.
+
+    python benchmarks/comparators.py plain|loader|ddp|lightning|ray WORK DATA [--threads 1] [--workers 1]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+STARTED_AT = float(os.environ.get("BENCH_STARTED_AT") or time.time())  # Unix time of the process's start, s
+
+import torch  # noqa: E402 - the clock starts before
+from torch import Tensor, nn  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parent))
+from works import WORKS, Arrays, Batch, Work, loss_of  # noqa: E402
+
+
+class Watch:
+    """Notes the end of the first step, and of each epoch's training."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows, self.first_step_at = rows, 0.0
+        self.epoch_s: list[float] = []
+
+    def step(self) -> None:
+        """A step has ended."""
+        self.first_step_at = self.first_step_at or time.time()
+
+    def told(self, model: nn.Module) -> dict[str, float]:
+        """What a comparator prints."""
+        steady = self.epoch_s[1:]
+        return {
+            "examples_per_second": len(steady) * self.rows / sum(steady),
+            "first_step_s": self.first_step_at - STARTED_AT,
+            "parameters": sum(p.numel() for p in model.parameters()),
+        }
+
+
+def tensors_of(arrays: Arrays) -> Batch:
+    """The rows as tensors."""
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def trained(work: Work, arrays: Arrays, model: nn.Module, batches: Any, rows: int | None = None) -> Watch:
+    """The loop that people write: `batches(epoch)` yields them."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=work.lr)
+    watch = Watch(rows or len(arrays["target"]))
+    for epoch in range(work.epochs):
+        started, total = time.perf_counter(), torch.zeros(())
+        for batch in batches(epoch):
+            loss = loss_of(model(batch), batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.detach()
+            watch.step()
+        float(total)
+        watch.epoch_s.append(time.perf_counter() - started)
+    return watch
+
+
+def plain(work: Work, arrays: Arrays, options: argparse.Namespace) -> dict[str, float]:
+    """All rows in memory, shuffled and gathered."""
+    rows, model = tensors_of(arrays), work.build(arrays)
+
+    def batches(epoch: int) -> Iterator[Batch]:
+        for rows_B in torch.randperm(len(rows["target"])).split(work.rows):
+            yield {name: x[rows_B] for name, x in rows.items()}
+
+    return trained(work, arrays, model, batches).told(model)
+
+
+class Rows(torch.utils.data.Dataset[Batch]):
+    """One row at a time, as DataLoader asks for them."""
+
+    def __init__(self, arrays: Arrays) -> None:
+        self.rows = tensors_of(arrays)
+
+    def __len__(self) -> int:
+        return len(self.rows["target"])
+
+    def __getitem__(self, row: int) -> Batch:
+        return {name: x[row] for name, x in self.rows.items()}
+
+
+def loader(work: Work, arrays: Arrays, options: argparse.Namespace) -> dict[str, float]:
+    """torch.utils.data.DataLoader over a map-style dataset, in the process itself."""
+    data = torch.utils.data.DataLoader(Rows(arrays), batch_size=work.rows, shuffle=True)
+    model = work.build(arrays)
+    return trained(work, arrays, model, lambda epoch: data).told(model)
+
+
+def ddp(work: Work, arrays: Arrays, options: argparse.Namespace) -> dict[str, float]:
+    """What torchrun starts: DistributedDataParallel, DistributedSampler, gloo."""
+    torch.distributed.init_process_group("gloo")
+    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    rows = tensors_of(arrays)
+    sampler: Any = torch.utils.data.DistributedSampler(Rows(arrays), drop_last=True)
+    model = nn.parallel.DistributedDataParallel(work.build(arrays))
+
+    def batches(epoch: int) -> Iterator[Batch]:
+        sampler.set_epoch(epoch)
+        for rows_B in torch.tensor(list(sampler)).split(work.rows // size):
+            yield {name: x[rows_B] for name, x in rows.items()}
+
+    told = trained(work, arrays, model, batches).told(model)
+    torch.distributed.destroy_process_group()
+    return told if rank == 0 else {}
+
+
+def lightning(work: Work, arrays: Arrays, options: argparse.Namespace) -> dict[str, float]:
+    """LightningModule, Trainer and DataLoader; what Lightning logs and keeps by default is off."""
+    import lightning as L
+
+    watch = Watch(len(arrays["target"]))
+
+    class Module(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = work.build(arrays)
+
+        def training_step(self, batch: Batch, number: int) -> Tensor:
+            return loss_of(self.model(batch), batch)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.AdamW(self.parameters(), lr=work.lr)
+
+        def on_train_batch_end(self, *args: Any) -> None:
+            watch.step()
+
+        def on_train_epoch_start(self) -> None:
+            self.started = time.perf_counter()
+
+        def on_train_epoch_end(self) -> None:
+            watch.epoch_s.append(time.perf_counter() - self.started)
+
+    module = Module()
+    data = torch.utils.data.DataLoader(Rows(arrays), batch_size=work.rows, shuffle=True)
+    quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+    L.Trainer(max_epochs=work.epochs, accelerator="cpu", enable_model_summary=False, **quiet).fit(module, data)
+    return watch.told(module)
+
+
+def ray(work: Work, arrays: Arrays, options: argparse.Namespace) -> dict[str, float]:
+    """Ray's user guide: TorchTrainer, iter_torch_batches with a local shuffle, a report an epoch."""
+    import numpy as np
+    import pyarrow as pa
+    import ray as ray_
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    ray_.init(num_cpus=options.workers + 1, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    names = list(arrays)
+    table = {
+        name: ray_.data.extensions.ArrowTensorArray.from_numpy(x) if x.ndim > 1 else pa.array(x)
+        for name, x in arrays.items()
+    }
+    dataset = ray_.data.from_arrow(pa.table(table))
+    small = {name: x[:64] for name, x in arrays.items()} | {
+        name: np.concatenate([x[:64], x.max(0, keepdims=True)])
+        for name, x in arrays.items()
+        if name in ("categorical",)
+    }
+
+    def train_loop(config: dict[str, Any]) -> None:
+        import ray.train as rt
+        from ray.train.torch import prepare_model
+
+        torch.set_num_threads(options.threads)
+        model = prepare_model(work.build(config["arrays"]))
+        shard = rt.get_dataset_shard("train")
+
+        def batches(epoch: int) -> Iterator[Batch]:
+            yield from shard.iter_torch_batches(
+                batch_size=work.rows // options.workers, local_shuffle_buffer_size=16 * work.rows
+            )
+
+        watch = trained(work, arrays, model, batches, rows=config["rows"])
+        rt.report(watch.told(model))
+
+    result = TorchTrainer(
+        train_loop,
+        train_loop_config={"arrays": small, "rows": len(arrays[names[0]])},
+        scaling_config=ScalingConfig(num_workers=options.workers),
+        datasets={"train": dataset},
+        run_config=RunConfig(storage_path=str(options.storage)),
+    ).fit()
+    return dict(result.metrics or {})
+
+
+def main() -> None:
+    """Trains once."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("comparator", choices=["plain", "loader", "ddp", "lightning", "ray"])
+    parser.add_argument("work", choices=list(WORKS))
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--storage", type=Path, default=Path("build/bench"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    work = WORKS[options.work]
+    if told := globals()[options.comparator](work, work.arrays(options.data), options):
+        print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""How fast raynn trains beside others: the same work, the same threads, in turn, in one session.
+
+    .venv/bin/python benchmarks/throughput.py DATA [--rounds 3] [--only mlp cnn lstm text] [--python PATH]
+        [--out docs/benchmarks.md]
+
+DATA is a folder with adult_train.parquet, fashion_mnist_train.parquet, japanesevowels_train.parquet and
+tiny_shakespeare.txt. Each round runs every contestant once, raynn as a user does (`raynn train`), the others as
+comparators.py has them, each in a process of its own; a round's ratio is raynn's rate over the other's in the same
+round. The table holds medians over the rounds and their range. `--python` is an environment that has Lightning; without
+it Lightning is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parent))
+from works import WORKS
+
+HERE = Path(__file__).parent
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """Who trains, with how many workers; `sections` are of raynn's job."""
+
+    name: str
+    kind: str
+    workers: int = 1
+    sections: tuple[tuple[str, str, Any], ...] = ()
+
+
+RAYNN = Contestant("raynn", "raynn")
+BF16 = Contestant("raynn, bf16", "raynn", sections=(("optimization", "precision", "bf16"),))
+TWO = Contestant("raynn, 2 workers", "raynn", workers=2)
+PLAIN = Contestant("hand-written loop, rows in memory", "plain")
+OTHERS = (
+    Contestant("DataLoader", "loader"),
+    Contestant("Lightning", "lightning"),
+    Contestant("Ray's recipe", "ray"),
+)
+DDP = Contestant("torchrun DDP, 2 processes", "ddp", workers=2)
+# Who is compared with whom: of each pair the first's rate over the second's
+FIELD: dict[str, list[tuple[Contestant, Contestant]]] = {
+    "mlp": [(RAYNN, PLAIN), *((RAYNN, other) for other in OTHERS), (TWO, DDP)],
+    "cnn": [(RAYNN, PLAIN), (BF16, PLAIN), (RAYNN, OTHERS[0]), (RAYNN, OTHERS[1]), (TWO, DDP)],
+    "lstm": [(RAYNN, PLAIN), (RAYNN, OTHERS[0]), (RAYNN, OTHERS[1])],
+    "text": [(RAYNN, PLAIN), (RAYNN, OTHERS[0])],
+}
+TITLES = {
+    "mlp": "Adult, MLP 3 x 256, batches of 256, 5 epochs",
+    "cnn": "Fashion-MNIST, CNN 32, 64, 64 and a layer of 128, batches of 256, 2 epochs",
+    "lstm": "JapaneseVowels, LSTM of 128, batches of 32, 30 epochs",
+    "text": "tiny Shakespeare, Transformer of 2 layers of 128, windows of 128, batches of 32, 2 epochs",
+}
+
+
+def run(contestant: Contestant, work: str, data: Path, folder: Path, other_python: str | None) -> Figures | None:
+    """One training in a process of its own: its figures, and `total_s` from the process's start to its end."""
+    env = os.environ | {"OMP_NUM_THREADS": "1", "RAYNN_REPORT": "off", "BENCH_STARTED_AT": str(time.time())}
+    if contestant.kind == "raynn":
+        command = _raynn(contestant, work, data, folder)
+    else:
+        script = [str(HERE / "comparators.py"), contestant.kind, work, str(data), "--storage", str(folder)]
+        if contestant.kind == "lightning" and other_python is None:
+            return None
+        python = other_python if contestant.kind == "lightning" and other_python else sys.executable
+        command = [python, *script]
+        if contestant.kind == "ddp":
+            command = [python, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={contestant.workers}"]
+            command += script
+    started = time.perf_counter()
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    total = time.perf_counter() - started
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    told = json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))
+    first = told.get("first_step_s") or told["seconds_to_first_step"]
+    return {
+        "rate": told["examples_per_second"],
+        "first_step_s": first,
+        "total_s": total,
+        "parameters": told["parameters"],
+    }
+
+
+def _raynn(contestant: Contestant, work: str, data: Path, folder: Path) -> list[str]:
+    job = WORKS[work].job(data, folder / "runs", f"{work}-{time.time_ns()}")
+    job["resources"] = {"workers": contestant.workers, "cpus_per_worker": 1}
+    for section, key, value in contestant.sections:
+        job[section][key] = value
+    path = folder / f"{job['name']}.yaml"
+    path.write_text(yaml.dump(job))
+    return [sys.executable, "-m", "raynn", "train", str(path), "--json", "--quiet"]
+
+
+def measured(work: str, data: Path, rounds: int, other_python: str | None) -> dict[str, list[Figures]]:
+    """Figures of every contestant, one a round."""
+    contestants = list(dict.fromkeys(each for pair in FIELD[work] for each in pair))
+    found: dict[str, list[Figures]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(rounds):
+            for contestant in contestants if number % 2 == 0 else reversed(contestants):
+                figures = run(contestant, work, data, Path(folder), other_python)
+                if figures is not None:
+                    found.setdefault(contestant.name, []).append(figures)
+                    print(f"{work} round {number + 1}: {contestant.name}: {figures}", file=sys.stderr, flush=True)
+    return found
+
+
+def table(work: str, found: dict[str, list[Figures]]) -> str:
+    """What was measured of a work, as Markdown."""
+
+    def middle(name: str, key: str) -> float:
+        return statistics.median(figures[key] for figures in found[name])
+
+    lines = [f"### {TITLES[work]}", "", "| | examples/s | first step, s | start to end, s |", "|---|---|---|---|"]
+    for name in found:
+        figures = f"{middle(name, 'rate'):,.0f} | {middle(name, 'first_step_s'):.1f} | {middle(name, 'total_s'):.1f}"
+        lines.append(f"| {name} | {figures} |")
+    lines += ["", "| ratio of rates | median | range |", "|---|---|---|"]
+    for ours, other in FIELD[work]:
+        if ours.name in found and other.name in found:
+            pairs = zip(found[ours.name], found[other.name], strict=True)
+            ratios = [a["rate"] / b["rate"] for a, b in pairs]
+            spread = f"{min(ratios):.2f} .. {max(ratios):.2f}"
+            lines.append(f"| {ours.name} / {other.name} | {statistics.median(ratios):.2f} | {spread} |")
+    return "\n".join(lines) + "\n"
+
+
+def machine() -> str:
+    """What it was measured on."""
+    cpu = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine())
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "ray"))
+    return f"{os.cpu_count()} cores ({cpu}), no GPU, Python {platform.python_version()}, {versions}"
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def main() -> None:
+    """Measures, and writes the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=list(WORKS), default=list(WORKS))
+    parser.add_argument("--python", help="of an environment with Lightning")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    head = f"One thread a process; {machine()}; {datetime.date.today()}; medians of {options.rounds} rounds, in turn.\n"
+    parts = [head]
+    for work in options.only:
+        parts.append(table(work, measured(work, options.data.resolve(), options.rounds, options.python)))
+    text = "\n".join(parts)
+    print(text)
+    if options.out:
+        options.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
