@@ -192,6 +192,7 @@ class Remote:
             write_json(self.folder / MANIFEST, kept.to_json())
             if whole:
                 break
+        assert there is not None
         damaged = [path for path in there.files if not whole and self._differs(path, there)]
         if damaged:
             raise OSError(f"{damaged[0]} differs from its checksum: restore it there, or train again")
