@@ -42,6 +42,7 @@ class Assignment:
     started_at: float  # Unix time of the command, s
     told: int | None = None  # epochs that whoever asked has seen of this run; those trained beyond are yielded again
     tests: bool = True  # whether the test set is looked at in the end
+    url: str | None = None  # where the run folder is kept, if that is at a URL; `folder` is then its copy on the driver
     measures_train: bool = False  # whether the training rows are, as others are: all of them, no regularizer at work
 
     @property
@@ -154,6 +155,7 @@ def _trained(
     preprocessing = assignment.preprocessing
     inputs = preprocessing.input_spec
     clock = _Clock(time.perf_counter(), len(state.history))
+    monitor = job.early_stopping.monitor
     norms = None
     if tracker and refit is None:
         norms = Tracker(Path(assignment.folder), norm_records(state.model, state.history, state.norms_E2L), NORMS)
@@ -167,7 +169,8 @@ def _trained(
                 now = job.after(len(state.history))
                 for record in train_epochs(now, inputs, state, shards.train, shards.validation, workers, until, refit):
                     if tracker:
-                        save_checkpoint(checkpoints, len(state.history), state.to_dict())
+                        saved = state.to_dict()
+                        save_checkpoint(checkpoints, len(state.history), saved, job.checkpoints, monitor)
                         if norms:  # before the metrics, so that who reads both finds both
                             norms.write(norm_records(state.model, [record], state.norms_E2L[-1:])[0])
                         tracker.write(record)
