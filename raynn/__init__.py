@@ -43,6 +43,8 @@ dashboard.
     fragments.py       what one task reads of a source: each format, read as a table
     sources.py         WHERE data come from: files found and cut into fragments
     folder.py          the run folder: claimed, described, found again
+    remote.py          a run folder at a URL and its copy on this machine, kept the same
+    storage.py         WHERE run folders are: on this machine, mounted, or at a URL
     tracking.py        metrics.jsonl always; mirrors of it when asked, by a process beside the run
     feeds.py           what mirrors are told: the runs in a folder, as they grow
     mirrors.py         TensorBoard and MLflow
@@ -98,12 +100,12 @@ dashboard.
     evolution.py       settings suggested by CMA-ES
     suggestions.py     what a search tries next: a function of its trials
     warm_start.py      what one search learns from an earlier one
+    checkpoint.py      the state to resume from, written whole or not at all
     job.py             Job: load, override, fingerprint, schema
     tasks.py           what a job's task asks of its data and its network
     shards.py          a worker's rows as tensors: on the GPU, in memory or on disk
     batches.py         which of them a batch holds, in which order
     gradients.py       the gradient of a step: computed, clipped, made noisy
-    checkpoint.py      the state to resume from, written whole or not at all
     refit.py           how long to train anew on training and validation rows together
     loop.py            THE PAGE: a generator that yields one record per epoch
     training.py        one run on one worker, whoever started it
@@ -145,6 +147,7 @@ dashboard.
     connection.py      a cluster's dashboard: reached, let in, the cluster looked through
     submit.py          checks, then `ray job submit`, and the log to its end
     check.py           what a machine, a cluster, a job and raynn itself hold, said before training
+    answers.py         what the commands say of results, in words
     cli.py             the commands
 """
 

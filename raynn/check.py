@@ -13,7 +13,7 @@ from raynn.cache import RememberingDriver
 from raynn.catalog import CATALOG
 from raynn.collectives import gpu_names
 from raynn.connection import look_at
-from raynn.folder import check_storage, environment
+from raynn.folder import environment
 from raynn.job import Job
 from raynn.lanes import Lanes
 from raynn.networks import NETWORKS
@@ -24,6 +24,7 @@ from raynn.regularization import knob_specs
 from raynn.rules import RULES
 from raynn.shards import free_memory_bytes
 from raynn.splits import NAMES, TRAIN
+from raynn.storage import address_of, open_storage
 from raynn.submit import require_right
 from raynn.tasks import build_model, checked, prepare_job, understand_job
 from raynn.trainer import uses_ray
@@ -61,7 +62,7 @@ def check_cluster(address: str, path: str | None, overrides: Sequence[str]) -> t
     """
     job, submitted = Job.load(path, overrides) if path is not None else None, address.startswith("http")
     if job is not None and path is not None and not submitted:
-        here = {"storage": str(check_storage(job.storage)), "data": located(job.data, Path(path).parent)}
+        here = {"storage": address_of(open_storage(job.storage)), "data": located(job.data, Path(path).parent)}
         job = job.model_copy(update=here)
     seen = look_at(address, {"packages": packages()} if job is None else asked_of(job))
     answer, lines = {"nodes": seen["nodes"], "autoscaler": seen["autoscaler"]}, cluster_lines(seen)
@@ -109,7 +110,7 @@ def check_job(path: str, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
         UserError: what training would raise before its first step.
     """
     job = Job.load(path, overrides)
-    storage = check_storage(job.storage)
+    storage = open_storage(job.storage)
     uses_ray(job)  # raises where the driver cannot be had
     understood = understand_job(job, Path(path).parent)
     prepared = prepare_job(job, understood, RememberingDriver())

@@ -2,24 +2,56 @@
 
 A checkpoint is a folder `epoch-00007` with `tensors.safetensors`, `state.json` (everything that is not a tensor) and
 `checksums.json`, written under another name, flushed to disk, and renamed when complete.
+
+The newest are kept to resume from, where one may be damaged, and the best by the metric that is watched. The best
+weights of all are part of every checkpoint, so no weights are lost with `best: 0`; what is kept is the whole state, to
+compare or to go on from.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from raynn.metrics import higher_is_better
+from raynn.settings import Settings
+
 PREFIX = "epoch-"
 _TENSOR = "__tensor__"
+
+
+class CheckpointSettings(Settings):
+    """The `checkpoints` section: which of a run's checkpoints are kept, one an epoch. It never changes the result."""
+
+    latest: Annotated[int, Field(ge=1, description="of the last epochs; 2 outlast one that is damaged")] = 2
+    best: Annotated[int, Field(ge=0, description="of the best epochs by early_stopping.monitor, besides")] = 1
+
+
+_DEFAULT = CheckpointSettings()
+
+
+def epochs_to_keep(
+    settings: CheckpointSettings, epochs: Collection[int], history: Sequence[Mapping[str, float]], monitor: str
+) -> set[int]:
+    """Which of the epochs (from 1) whose checkpoints are there keep theirs; of equal values the earlier is better.
+    Where nothing is known of the metric, as in a refit, the latest do.
+    """
+    sign = -1.0 if higher_is_better(monitor) else 1.0
+    values = {epoch: sign * history[epoch - 1].get(monitor, math.nan) for epoch in epochs if epoch <= len(history)}
+    known = sorted((value, epoch) for epoch, value in values.items() if not math.isnan(value))
+    return {*sorted(epochs)[-settings.latest :], *(epoch for _, epoch in known[: settings.best])}
 
 
 def _flattened(tree: Any, path: str, tensors: dict[str, Tensor]) -> Any:
@@ -64,8 +96,22 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         raise OSError(str(error)) from error
 
 
-def save_checkpoint(folder: Path, epoch: int, state: dict[str, Any], keep: int = 2) -> Path:
-    """Writes `folder/epoch-<epoch>` and removes all but the newest `keep`; tensors of any device and layout."""
+def save_checkpoint(
+    folder: Path,
+    epoch: int,
+    state: dict[str, Any],
+    settings: CheckpointSettings = _DEFAULT,
+    monitor: str = "val/loss",
+) -> Path:
+    """Writes `folder/epoch-<epoch>`, tensors of any device and layout, and removes what need not be kept.
+
+    Args:
+        folder: `checkpoints` of a run.
+        epoch: from 1.
+        state: of the training; its `history` says how good the epochs were.
+        settings: which are kept.
+        monitor: the metric by which the best are.
+    """
     tensors: dict[str, Tensor] = {}
     tree = _flattened(state, "state", tensors)
     target = folder / f"{PREFIX}{epoch:05d}"
@@ -79,8 +125,10 @@ def save_checkpoint(folder: Path, epoch: int, state: dict[str, Any], keep: int =
         raise
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
-    for old in sorted(folder.glob(f"{PREFIX}*"))[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+    there = {int(path.name.removeprefix(PREFIX)): path for path in folder.glob(f"{PREFIX}*")}
+    kept = epochs_to_keep(settings, there, state.get("history", ()), monitor)
+    for old in set(there) - kept:
+        shutil.rmtree(there[old], ignore_errors=True)
     return target
 
 

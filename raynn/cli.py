@@ -13,10 +13,19 @@ import argparse  # noqa: E402 - the clock starts before the imports do
 import json  # noqa: E402
 import shlex  # noqa: E402
 import sys  # noqa: E402
-from collections.abc import Callable, Mapping, Sequence  # noqa: E402
+from collections.abc import Callable, Sequence  # noqa: E402
+from functools import partial  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any, NoReturn  # noqa: E402
 
+from raynn.answers import (  # noqa: E402
+    first_step,
+    luck_lines,
+    metrics_line,
+    refitted_lines,
+    trials_line,
+    with_interval,
+)
 from raynn.errors import Detached, RaynnError, UserError  # noqa: E402
 from raynn.termination import heed_termination  # noqa: E402
 
@@ -24,6 +33,7 @@ if TYPE_CHECKING:
     from raynn.job import Job
 
 Answer = dict[str, Any]
+Command = Callable[[argparse.Namespace], tuple[Answer, str]]
 
 
 class UsageError(UserError):
@@ -37,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     heed_termination()
     try:
         options = _parsed(arguments)
-        command: Callable[[argparse.Namespace], tuple[Answer, str]] = options.command
+        command: Command = options.command
+        if "://" in getattr(options, "run", "") and command is not watch:
+            command = partial(_at_url, command)
         answer, text = command(options)
     except RaynnError as error:
         name = "" if isinstance(error, UsageError) else f"raynn {options.name}: "
@@ -94,10 +106,10 @@ def _ran(options: argparse.Namespace, verb: Callable[..., Path]) -> tuple[Job, P
 
 def _resume_command(options: argparse.Namespace, job: Job) -> str:
     """The command that continues an interrupted training; empty where its run folder was not yet made."""
-    from raynn.folder import check_storage, newest
+    from raynn.storage import newest, open_storage
 
     try:
-        run = newest(check_storage(job.storage), job.name)
+        run = newest(open_storage(job.storage), job.name)
     except UserError:
         return ""
     if (run / "result.json").exists():  # an earlier run, which has ended
@@ -109,6 +121,7 @@ def _resume_command(options: argparse.Namespace, job: Job) -> str:
 def train(options: argparse.Namespace) -> tuple[Answer, str]:
     """One run."""
     from raynn.folder import finite
+    from raynn.storage import address_of
     from raynn.trainer import train as train_job
 
     job, folder, result = _ran(options, train_job)
@@ -116,21 +129,22 @@ def train(options: argparse.Namespace) -> tuple[Answer, str]:
     said, upload = _mirrored(folder, job)
     lines = [
         f"{result['status']} after {result['epochs']} epochs: {result['stop_reason']}",
-        f"best epoch {result['best_epoch']}: {_metrics_line(result['metrics'])}",
-        *_refitted(result),
+        f"best epoch {result['best_epoch']}: {metrics_line(result['metrics'])}",
+        *refitted_lines(result),
         f"{result['parameters']:,} parameters, {result['workers']} worker{'s' if result['workers'] > 1 else ''}, "
-        f"{result['examples_per_second']:,.0f} examples/s, first step after {result['seconds_to_first_step']:.1f} s, "
+        f"{result['examples_per_second']:,.0f} examples/s, {first_step(result)}"
         f"{result['seconds']:.1f} s in all",
         *said,
         f"{shown}; next: raynn predict {shown} DATA --out predictions.parquet{upload}",
     ]
-    return finite(result | {"run": str(folder)} | _wandb(folder)), "\n".join(lines)
+    return finite(result | {"run": address_of(folder)} | _wandb(folder)), "\n".join(lines)
 
 
 def tune(options: argparse.Namespace) -> tuple[Answer, str]:
     """The search in the job's `search` section."""
     from raynn.folder import finite
     from raynn.job import differences
+    from raynn.storage import address_of
     from raynn.tuner import tune as tune_job
 
     job, folder, result = _ran(options, tune_job)
@@ -138,15 +152,15 @@ def tune(options: argparse.Namespace) -> tuple[Answer, str]:
     said, upload = _mirrored(folder, job)
     found = [line for line in differences(job, job.with_settings(best["settings"])) if not line.startswith("search")]
     lines = [
-        f"{sum(result['trials'].values())} trials: {_trials(result)}; {result['stop_reason']}",
+        f"{sum(result['trials'].values())} trials: {trials_line(result)}; {result['stop_reason']}",
         f"best is trial {best['number']}: {', '.join(found) or 'the job as it is'}",
-        _metrics_line(best["metrics"]),
-        *_luck_lines(result),
+        metrics_line(best["metrics"]),
+        *luck_lines(result),
         f"{result['seconds']:.0f} s in all, {result['device_hours']:.2g} device-hours",
         *said,
-        f"{shown}; next: raynn train {shown}/job.best.yaml{upload}",
+        f"{shown}; next: raynn train {_relative(folder / 'job.best.yaml')}{upload}",
     ]
-    return finite(result | {"run": str(folder)} | _wandb(folder)), "\n".join(lines)
+    return finite(result | {"run": address_of(folder)} | _wandb(folder)), "\n".join(lines)
 
 
 def _mirrored(folder: Path, job: Job) -> tuple[list[str], str]:
@@ -187,6 +201,7 @@ def sync(options: argparse.Namespace) -> tuple[Answer, str]:
 def study(options: argparse.Namespace) -> tuple[Answer, str]:
     """What each regularizer is worth: an ablation over seeds."""
     from raynn.folder import finite
+    from raynn.storage import address_of
     from raynn.studies import study as study_job
     from raynn.studies import table_of
 
@@ -195,34 +210,14 @@ def study(options: argparse.Namespace) -> tuple[Answer, str]:
     arms, shown = table_of(folder), _shown_path(folder)
     width = max(len(arm["arm"]) for arm in arms)
     lines = [
-        f"{result['metric']} over {result['seeds']} seeds, 95 % intervals of paired differences; {_trials(result)}"
+        f"{result['metric']} over {result['seeds']} seeds, 95 % intervals of paired differences; {trials_line(result)}"
     ]
     for arm in arms:
-        parts = [f"{arm['arm']:<{width}}  {_with_interval(arm['test'])}"]
-        parts += [f"{key.replace('_', ' ')} {_with_interval(arm[key])}" for key in ("gain", "gap") if arm[key]]
+        parts = [f"{arm['arm']:<{width}}  {with_interval(arm['test'])}"]
+        parts += [f"{key.replace('_', ' ')} {with_interval(arm[key])}" for key in ("gain", "gap") if arm[key]]
         lines.append("  ".join(parts))
-    lines += [*said, f"{shown}; next: open {shown}/report.html{upload}"]
-    return finite(result | {"run": str(folder), "arms": arms} | _wandb(folder)), "\n".join(lines)
-
-
-def _trials(result: Mapping[str, Any]) -> str:
-    return ", ".join(f"{number} {status.replace('_', ' ')}" for status, number in result["trials"].items() if number)
-
-
-def _with_interval(estimate: Mapping[str, Any] | None) -> str:
-    if estimate is None:
-        return "none"
-    if estimate["low"] is None:
-        return f"{estimate['mean']:.4g}"
-    return f"{estimate['mean']:.4g} [{estimate['low']:.4g}, {estimate['high']:.4g}]"
-
-
-def _luck_lines(result: Mapping[str, Any]) -> list[str]:
-    """The best trials over several seeds."""
-    return [
-        f"trial {row['number']}, {len(row['values'])} seeds: {result['metric']} {row['mean']:.4g} +- {row['sd']:.2g}"
-        for row in result["repeats"]
-    ]
+    lines += [*said, f"{shown}; next: open {_relative(folder / 'report.html')}{upload}"]
+    return finite(result | {"run": address_of(folder), "arms": arms} | _wandb(folder)), "\n".join(lines)
 
 
 def evaluate(options: argparse.Namespace) -> tuple[Answer, str]:
@@ -235,7 +230,7 @@ def evaluate(options: argparse.Namespace) -> tuple[Answer, str]:
         from raynn.judgment import judge
 
         metrics |= judge(options.run, options.judge)
-    return finite({"run": options.run, "metrics": metrics}), _metrics_line(metrics)
+    return finite({"run": options.run, "metrics": metrics}), metrics_line(metrics)
 
 
 def predict(options: argparse.Namespace) -> tuple[Answer, str]:
@@ -361,23 +356,29 @@ def list_all(options: argparse.Namespace) -> tuple[Answer, str]:
     return answer, "\n\n".join(blocks)
 
 
-def _refitted(result: Mapping[str, Any]) -> list[str]:
-    """Which of the metrics are whose, of a run that was refitted."""
-    if "refit" not in result:
-        return []
-    return [
-        f"refitted on train and validation for {result['refit']['steps']} steps: test/ is of model/, val/ of "
-        "model-validated/"
-    ]
-
-
-def _metrics_line(metrics: Mapping[str, float | None]) -> str:
-    return ", ".join(f"{key} {'none' if value is None else format(value, '.4g')}" for key, value in metrics.items())
-
-
 def _shown_path(folder: Path) -> str:
-    """Relative where it lies below the current folder."""
-    return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)
+    """A URL where it is kept at one; else relative where it lies below the current folder."""
+    from raynn.storage import address_of
+
+    return _relative(folder) if folder.is_relative_to(Path.cwd()) else address_of(folder)
+
+
+def _relative(path: Path) -> str:
+    """As a path, relative where it lies below the current folder."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _at_url(command: Command, options: argparse.Namespace) -> tuple[Answer, str]:
+    """A command on a run at a URL: works on its copy, sends what it writes there, and speaks of the URL."""
+    from raynn.storage import brought, named
+
+    with brought(options.run) as folder:
+        options.run = str(folder)
+        try:
+            answer, text = command(options)
+        except RaynnError as error:
+            raise type(error)(named(str(error))) from None
+    return json.loads(named(json.dumps(answer))), named(text)
 
 
 def _count(text: str) -> int:
@@ -402,7 +403,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="name", metavar="COMMAND", required=True)
 
-    def add(name: str, command: Callable[[argparse.Namespace], tuple[Answer, str]]) -> argparse.ArgumentParser:
+    def add(name: str, command: Command) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=command.__doc__, description=command.__doc__)
         sub.add_argument("--json", action="store_true", help="one JSON object on standard output")
         sub.add_argument("--quiet", action="store_true", help="no progress")

@@ -25,6 +25,7 @@ from raynn.folder import write_json
 from raynn.job import ChangeSettings, Job
 from raynn.ledger import Trial
 from raynn.resources import ResourcesSettings
+from raynn.storage import url_of
 from raynn.trial import SharedData, TrialActor
 
 TRIALS = "trials"
@@ -86,6 +87,20 @@ def slots_for(
     concurrent = min(concurrent, trials)
     threads = int(resources.cpus_per_worker or max(1, (os.cpu_count() or 1) // concurrent))
     return Slots(cpus, gpus, concurrent, threads)
+
+
+def refuse_nodes_apart(storage: Path) -> None:
+    """That trials of several nodes write where all of them are: each copy of a URL is one machine's.
+
+    Raises:
+        ResourceError: they would not.
+    """
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    if nodes > 1 and (url := url_of(storage)) is not None:
+        raise ResourceError(
+            f"storage = {url!r} holds the trials of one machine, and the cluster has {nodes} nodes: set storage to a "
+            "folder that all of them mount, or search on one node"
+        )
 
 
 @dataclass

@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -44,13 +44,8 @@ def check_storage(storage: str) -> Path:
     """The folder that holds runs, made if need be.
 
     Raises:
-        JobError: it is a URL, or cannot be written.
+        JobError: it cannot be written.
     """
-    if "://" in storage:
-        raise JobError(
-            f"storage = {storage!r} is a URL, and this version writes run folders to a local or mounted folder; "
-            "mount it, or set storage: runs"
-        )
     folder = Path(storage)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,16 +80,33 @@ def newest(storage: Path, name: str) -> Path:
     Raises:
         RunError: there is none.
     """
-    folders = [storage / name, *storage.glob(f"{name}-*")]
-    numbered = {}
-    for folder in folders:
-        suffix = folder.name[len(name) :].removeprefix("-") or "1"
-        if folder.is_dir() and suffix.isdigit() and _job_name(folder) in (name, None):
-            numbered[int(suffix)] = folder
+    names = [folder.name for folder in storage.iterdir() if folder.is_dir()]
+    return storage / newest_name(names, name, lambda run: _job_name(storage / run), str(storage))
+
+
+def newest_name(names: Iterable[str], name: str, job_name: Callable[[str], str | None], storage: str) -> str:
+    """The last of the run folders of that name.
+
+    Args:
+        names: of the folders there are.
+        name: of the job.
+        job_name: of a folder's job; None where it says none.
+        storage: where they are, as the user knows it.
+
+    Raises:
+        RunError: there is none.
+    """
+    numbered, others = {}, []
+    for run in names:
+        suffix = run[len(name) :].removeprefix("-") or "1"
+        if (run == name or run.startswith(f"{name}-")) and suffix.isdigit() and job_name(run) in (name, None):
+            numbered[int(suffix)] = run
+        else:
+            others.append(run)
     if not numbered:
+        near = did_you_mean(name, [run for run in others if job_name(run) is not None])
         raise RunError(
-            f"resume = true, but {storage} holds no run named {name!r}; "
-            f"run without resume=true to start one.{_nearest_run(storage, name)}"
+            f"resume = true, but {storage} holds no run named {name!r}; run without resume=true to start one.{near}"
         )
     return numbered[max(numbered)]
 
@@ -102,7 +114,12 @@ def newest(storage: Path, name: str) -> Path:
 def _job_name(run: Path) -> str | None:
     """The name of the job that a run folder was made for: `a-2` is the second run of `a`, or the first of `a-2`."""
     description = run / "job.yaml"
-    return str(yaml.safe_load(description.read_text()).get("name")) if description.exists() else None
+    return job_name_in(description.read_text()) if description.exists() else None
+
+
+def job_name_in(job_yaml: str | bytes) -> str:
+    """The name in a job.yaml."""
+    return str((yaml.safe_load(job_yaml) or {}).get("name"))
 
 
 def _nearest_run(storage: Path, name: str) -> str:

@@ -24,6 +24,7 @@ from raynn.errors import DataError, did_you_mean
 
 Format = Literal["parquet", "csv", "jsonl", "text", "image_folder", "catalog"]
 
+PYARROW_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")
 MISSING = ("", *"? NA N/A n/a #N/A <NA> NaN nan NULL null None none".split())  # CSV cells that are nulls
 LINE_BYTES = 16 << 20  # of JSON lines, the longest line
 HEAD_BYTES = 4 << 20  # of a text file, read to see what its columns are
@@ -115,7 +116,9 @@ def open_file_system(url: str) -> tuple[Any, str]:
         return LocalFileSystem(), ""
     try:
         file_system, path = FileSystem.from_uri(url)
-    except pa.ArrowInvalid:  # a scheme that pyarrow does not know
+    except pa.ArrowInvalid:
+        if url.partition("://")[0] in PYARROW_SCHEMES:  # something else about it is wrong
+            raise
         import fsspec
 
         remote, path = fsspec.core.url_to_fs(url)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_args
 from pydantic import AfterValidator, Field, JsonValue
 
 from raynn.ablation import StudySettings, study_problems
+from raynn.checkpoint import CheckpointSettings
 from raynn.errors import JobError, RunError
 from raynn.jobfile import Document, dump
 from raynn.lanes import MAX_LANES, lane_count
@@ -32,7 +33,7 @@ from raynn.stopping import EarlyStoppingSettings, monitors, rule_problems, unuse
 from raynn.tracking import TrackingSettings
 
 # Sections and keys that say where and how a job runs, not what comes out.
-NOT_THE_RESULT = ("name", "resources", "tracking", "report", "storage", "resume", "search", "study")
+NOT_THE_RESULT = ("name", "resources", "checkpoints", "tracking", "report", "storage", "resume", "search", "study")
 
 # What a search may not vary, and why; of a whole section, or of one key.
 _SAME_ROWS = "every trial is scored on the same rows and the same target"
@@ -87,6 +88,7 @@ class Job(Settings):
         bool, Field(description="once stopping has found the steps to train, train anew on train and validation")
     ] = False
     resources: ResourcesSettings = ResourcesSettings()
+    checkpoints: CheckpointSettings = CheckpointSettings()
     search: SearchSettings | None = None
     study: StudySettings | None = None
     changes: Annotated[

@@ -13,7 +13,7 @@ MOST_PATHS = 200  # of a source, looked for from each node
 Views = Sequence[Mapping[str, Any]]
 
 
-def require_shared(storage: Path, sources: Mapping[str, Sequence[str]]) -> None:
+def require_shared(storage: Path | None, sources: Mapping[str, Sequence[str]]) -> None:
     """Before training: every node of the cluster that this process works on reads the data and writes the storage. One
     round of tasks, and none where there is one node.
 
@@ -23,7 +23,7 @@ def require_shared(storage: Path, sources: Mapping[str, Sequence[str]]) -> None:
     if len(probe.alive_nodes()) < 2:
         return
     wanted = {key: list(paths[:: max(1, len(paths) // MOST_PATHS)]) for key, paths in sources.items()}
-    views = probe.see(str(storage), wanted)
+    views = probe.see(None if storage is None else str(storage), wanted)
     problems = [*node_problems(views), *storage_problems(views, str(storage)), *data_problems(views)]
     if problems:
         raise ResourceError("; ".join(problems))

@@ -26,6 +26,7 @@ from raynn.progress import Counter
 from raynn.run import Run, SplitRows, open_run
 from raynn.series import read_steps
 from raynn.sources import find_fragments
+from raynn.storage import local_run, url_of
 
 BAD = "__bad__"  # column of bad rows as JSON, in a fragment's first row
 
@@ -50,15 +51,17 @@ def predict(run: str | Path, data: str, out: str | Path, *, workers: int = 1, qu
         DataError: a feature is missing, the source is empty or cannot be read, or `out` cannot be written.
     """
     out = _checked_out(Path(out))
-    folder = Path(run).resolve() if Path(run).exists() else Path(run)
+    folder = local_run(run)
+    folder = folder.resolve() if folder.exists() else folder
     weights = folder / "model" / "weights.safetensors"
     version = weights.stat().st_mtime_ns if weights.exists() else 0
-    opened = _opened(folder, version)
+    url = url_of(folder)
+    opened = _opened(folder, version, url)
     if opened.preprocessing.forecast is not None:
         return _forecast(opened, data, out)
     chosen = opened.rows_of_split(data) if data in SPLITS else None
     fragments = find_fragments(data, Path()) if chosen is None else chosen.fragments
-    predict_one = _FragmentPrediction(folder, version, chosen)
+    predict_one = _FragmentPrediction(folder, version, url, chosen)
     tables: Iterator[pa.Table] = (predict_one(index, fragment) for index, fragment in enumerate(fragments))
     if workers > 1 or os.environ.get("RAY_ADDRESS"):
         from raynn.data import mapped_over_cluster
@@ -97,9 +100,9 @@ def _forecast(run: Run, data: str, out: Path) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(folder: Path, version: int) -> Run:
-    """One model a process, however many fragments it predicts."""
-    return open_run(folder)
+def _opened(folder: Path, version: int, url: str | None) -> Run:
+    """One model a process, however many fragments it predicts. Another node fetches what is kept at a URL."""
+    return open_run(folder if url is None or folder.exists() else url)
 
 
 @dataclass(frozen=True)
@@ -108,12 +111,13 @@ class _FragmentPrediction:
 
     folder: Path
     version: int  # when the weights were written, ns: a folder may be trained anew
+    url: str | None  # where the folder is kept, if that is at a URL
     chosen: SplitRows | None  # where a split is asked for
 
     def __call__(self, index: int, fragment: Fragment) -> pa.Table:
         """Raw rows with prediction columns, and the bad rows as JSON in the column BAD."""
         table, unread = read_fragment(fragment)
-        run = _opened(self.folder, self.version)
+        run = _opened(self.folder, self.version, self.url)
         rows = np.arange(table.num_rows)
         if self.chosen is not None:
             rows = self.chosen.rows[index]

@@ -34,6 +34,7 @@ from raynn.series import Steps
 from raynn.shards import Shard
 from raynn.sources import find_fragments
 from raynn.splits import TEST
+from raynn.storage import local_run
 from raynn.tasks import build_model, prepare_job, understand_job
 
 
@@ -220,12 +221,12 @@ def evaluate(run: str | Path, data: str | None = None) -> dict[str, float]:
 
 
 def open_run(folder: str | Path) -> Run:
-    """Opens a run folder: its job, preprocessing and best weights, on the GPU where there is one.
+    """Opens a run folder, local or at a URL: its job, preprocessing and best weights, on the GPU where there is one.
 
     Raises:
         RunError: it is no run folder, or its training has not ended.
     """
-    folder = check_run(Path(folder))
+    folder = check_run(local_run(folder))
     model_folder = folder / "model"
     if not (model_folder / "weights.safetensors").exists():
         raise RunError(

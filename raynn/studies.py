@@ -25,11 +25,11 @@ from raynn.cache import RememberingDriver
 from raynn.cluster import cluster
 from raynn.collectives import Workers, gpu_names
 from raynn.data import RayDriver
-from raynn.desk import Desk, Slots, run_trials, slots_for
+from raynn.desk import Desk, Slots, refuse_nodes_apart, run_trials, slots_for
 from raynn.director import Director, Limits, Suggestion
 from raynn.encoded import itself
 from raynn.errors import JobError, RunError, TrainingError
-from raynn.folder import STUDY, check_storage, claim, describe, newest, read_result, write_json
+from raynn.folder import STUDY, describe, read_result, write_json
 from raynn.job import NOT_THE_RESULT, Job, refuse_changes
 from raynn.ledger import FILE, Ledger, Trial
 from raynn.metrics import QUANTITIES
@@ -41,6 +41,7 @@ from raynn.regularization import applicable, knob_specs
 from raynn.report import conclude
 from raynn.schedulers import Undisturbed
 from raynn.splits import TEST
+from raynn.storage import address_of, claim, kept, newest, open_storage
 from raynn.tasks import checked, prepare_job, understand_job
 from raynn.tracking import Mirroring, check_tracking
 from raynn.trainer import require_cluster
@@ -69,12 +70,13 @@ def study(job: Job, folder: Path | None = None, *, quiet: bool = True, started_a
     if settings.epochs is not None:
         changed["optimization"] = job.optimization.model_copy(update={"max_epochs": settings.epochs})
     job = job.model_copy(update=changed)
-    storage = check_storage(job.storage)
+    storage = open_storage(job.storage)
     check_tracking(job.tracking)
     resumed = _resumed(job, storage) if job.resume else None
     understood = understand_job(job, folder or Path())
     at_least = settings.concurrent_trials if settings.concurrent_trials != "auto" else 1
     with cluster(job.resources.max_workers * (job.resources.cpus_per_worker or 1) * at_least):
+        refuse_nodes_apart(storage)
         require_cluster(job, storage, understood, at_least, quiet=quiet)
         driver: Driver = RayDriver() if job.resources.max_workers > 1 else RememberingDriver()
         prepared = prepare_job(job, understood, driver)
@@ -89,8 +91,10 @@ def study(job: Job, folder: Path | None = None, *, quiet: bool = True, started_a
         path = resumed or claim(storage, job.name)
         if not quiet:
             _say(f"{split_summary(prepared)}; {prepared.task}: {prepared.task_reason}")
-            _say(f"study folder {path}; {num_trials} trials of {len(arms)} arms, {slots.concurrent} trials at a time")
-        return _Study(job, settings, path, prepared, arms, slots, quiet).run()
+            what = f"{num_trials} trials of {len(arms)} arms, {slots.concurrent} trials at a time"
+            _say(f"study folder {address_of(path)}; {what}")
+        with kept(path):
+            return _Study(job, settings, path, prepared, arms, slots, quiet).run()
 
 
 def _arms(job: Job, settings: StudySettings, prepared: Prepared) -> tuple[Arm, ...]:
@@ -253,7 +257,7 @@ def _resumed(job: Job, storage: Path) -> Path:
     """
     path = newest(storage, job.name)
     if not (path / STUDY).exists():
-        raise RunError(f"resume = true, but {path} holds no study; run without resume=true to start one")
+        raise RunError(f"resume = true, but {address_of(path)} holds no study; run without resume=true to start one")
     may_differ = tuple(key for key in NOT_THE_RESULT if key != "study")
     may_differ = (*may_differ, "study.seeds", "study.concurrent_trials")
     refuse_changes(job, path, may_differ, "study")

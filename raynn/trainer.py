@@ -9,8 +9,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -24,14 +25,17 @@ from raynn.cluster import cluster
 from raynn.collectives import gpu_names
 from raynn.encoded import Encoded, itself
 from raynn.errors import ResourceError, RunError, TrainingError
-from raynn.folder import check_storage, claim, describe, newest, write_json
+from raynn.folder import describe, write_json
+from raynn.fragments import open_file_system
 from raynn.job import NOT_THE_RESULT, Job, refuse_changes
 from raynn.nodes import require_shared
 from raynn.preparation import Driver, Prepared, Understood, located, split_summary
 from raynn.problems import show
 from raynn.progress import ProgressLine
+from raynn.remote import join_url
 from raynn.report import conclude
 from raynn.resources import ResourcesSettings
+from raynn.storage import Kept, address_of, claim, kept, newest, open_storage, url_of
 from raynn.tasks import checked, prepare_job, understand_job
 from raynn.tracking import Mirroring, check_tracking
 from raynn.training import Assignment, Shards, run_training
@@ -53,7 +57,7 @@ def train(job: Job, folder: Path | None = None, *, quiet: bool = True, started_a
         TrainingError: training failed; result.json of the run says how.
     """
     started_at = started_at or time.time()
-    storage = check_storage(job.storage)
+    storage = open_storage(job.storage)
     check_tracking(job.tracking)
     job = job.model_copy(update={"data": located(job.data, folder or Path())})
     resumed = _resumed_run(job, storage) if job.resume else None
@@ -82,14 +86,15 @@ def require_cluster(job: Job, storage: Path, understood: Understood, trials: int
     for fragment, role in zip(understood.fragments, understood.roles, strict=True):
         if not fragment.file_system and fragment.format != "catalog":
             files.setdefault(("train", "validation", "test")[role], []).append(fragment.path)
-    require_shared(storage, {key: sorted(set(paths)) for key, paths in files.items()})
+    # what is at a URL is where every node is
+    require_shared(None if url_of(storage) else storage, {key: sorted(set(paths)) for key, paths in files.items()})
 
 
 def _train(
     job: Job,
     understood: Understood,
     driver: Driver,
-    run_training_on: Callable[[Assignment, Prepared], None],
+    run_training_on: Callable[[Assignment, Prepared, Kept], None],
     place: Path,
     started_at: float,
     quiet: bool,
@@ -102,7 +107,22 @@ def _train(
         _say(f"{split_summary(prepared)}; {prepared.task}: {prepared.task_reason}")
         for note in prepared.notes:
             _say(note)
-        _say(f"run folder {run}")
+        _say(f"run folder {address_of(run)}")
+    with kept(run) as keeping:
+        _train_in(run, job, prepared, run_training_on, keeping, started_at, quiet)
+    return run
+
+
+def _train_in(
+    run: Path,
+    job: Job,
+    prepared: Prepared,
+    run_training_on: Callable[[Assignment, Prepared, Kept], None],
+    keeping: Kept,
+    started_at: float,
+    quiet: bool,
+) -> None:
+    """Trains in a run folder, from whatever is there."""
     for checkpoints in (run / "checkpoints", run / "checkpoints" / "refit"):
         for problem in load_newest(checkpoints)[1]:
             _say(f"damaged, so the checkpoint before it is taken: {problem}")
@@ -113,7 +133,7 @@ def _train(
     with Mirroring(run, job.tracking):
         try:
             with ProgressLine(run, quiet=quiet):
-                run_training_on(assignment, prepared)
+                run_training_on(assignment, prepared, keeping)
         except Exception as error:
             with suppress(OSError):  # where the disk is full, the error above says so
                 write_json(run / "result.json", _failed(run, str(error)))
@@ -123,7 +143,6 @@ def _train(
             shutil.rmtree(run / "scratch", ignore_errors=True)
             (run / progress.FILE).unlink(missing_ok=True)
         _leave_report(job, run, quiet)
-    return run
 
 
 def _leave_report(job: Job, run: Path, quiet: bool) -> None:
@@ -160,7 +179,8 @@ def _resumed_run(job: Job, storage: Path) -> Path:
     refuse_changes(job, run, NOT_THE_RESULT)
     ended = run / "result.json"
     if ended.exists() and '"failed"' not in ended.read_text():
-        raise RunError(f"{run} has ended: nothing to resume; `raynn predict {run} DATA --out FILE.parquet` uses it")
+        name = address_of(run)
+        raise RunError(f"{name} has ended: nothing to resume; `raynn predict {name} DATA --out FILE.parquet` uses it")
     return run
 
 
@@ -171,7 +191,7 @@ def _failed(run: Path, reason: str) -> dict[str, Any]:
     return {"name": run.name, "status": "failed", "stop_reason": reason, "epochs": len(history), "metrics": metrics}
 
 
-def _run_here(assignment: Assignment, prepared: Prepared) -> None:
+def _run_here(assignment: Assignment, prepared: Prepared, keeping: Kept) -> None:
     """Local single-node mode: one worker in this process, Ray is not even imported."""
     import torch
 
@@ -194,8 +214,9 @@ def _run_here(assignment: Assignment, prepared: Prepared) -> None:
         pass
 
 
-def _run_on_ray(assignment: Assignment, prepared: Prepared) -> None:
-    fit_workers(assignment, prepared.encoded, refit=prepared.refit)
+def _run_on_ray(assignment: Assignment, prepared: Prepared, keeping: Kept) -> None:
+    with keeping.lent():
+        fit_workers(replace(assignment, url=keeping.url), prepared.encoded, refit=prepared.refit)
 
 
 def _asked(resources: ResourcesSettings) -> str:
@@ -220,17 +241,17 @@ def fit_workers(assignment: Assignment, encoded: Encoded, gate: Any = None, refi
     await_room(room, resources.wait_s)  # nodes may have gone while the data were prepared
     config = {"assignment": assignment, "encoded": encoded, "refit": refit, "gate": gate, "room": room}
     outcome: Any = None
-    with timeouts(resources):
+    with timeouts(resources), _ray_storage(assignment) as where:
         for attempt in count():
-            outcome = _fit(config | {"left": outcome}, attempt)
+            outcome = _fit(config | {"left": outcome}, where, attempt)
             if not isinstance(outcome, Left):
                 break
     if outcome is not None:
         raise outcome
 
 
-def _fit(config: dict[str, Any], attempt: int) -> Any:
-    """One call of Ray Train: what the first worker returns.
+def _fit(config: dict[str, Any], where: dict[str, Any], attempt: int) -> Any:
+    """One call of Ray Train, which keeps its own files at `where`: what the first worker returns.
 
     Raises:
         ResourceError: the cluster has become too small.
@@ -244,8 +265,7 @@ def _fit(config: dict[str, Any], attempt: int) -> Any:
     from raynn.restarts import ELASTIC_START_TIMEOUT_S, FreshLook, Patience, held
     from raynn.worker import train_worker
 
-    assignment, room = config["assignment"], config["room"]
-    resources = assignment.job.resources
+    room, resources = config["room"], config["assignment"].job.resources
     fewest, most = resources.min_workers, resources.max_workers
     elastic = fewest < most
     if config["left"] is not None and held(room) < held(room, going=True):
@@ -264,7 +284,7 @@ def _fit(config: dict[str, Any], attempt: int) -> Any:
         ),
         run_config=RunConfig(
             name=f"ray-{attempt}",
-            storage_path=str(Path(assignment.folder) / "scratch"),
+            **where,
             failure_config=FailureConfig(
                 max_failures=resources.max_failures, controller_failure_limit=CONTROLLER_FAILURE_LIMIT + tries
             ),
@@ -289,3 +309,26 @@ def _fit(config: dict[str, Any], attempt: int) -> Any:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, on_interrupt)
+
+
+@contextmanager
+def _ray_storage(assignment: Assignment) -> Iterator[dict[str, Any]]:
+    """Where Ray Train keeps its own few files while it trains: on several nodes at the run's URL, which all reach."""
+    import ray
+
+    if assignment.url is None or sum(node["Alive"] for node in ray.nodes()) == 1:
+        yield {"storage_path": str(Path(assignment.folder) / "scratch")}
+        return
+    file_system, path = open_file_system(join_url(assignment.url, "scratch"))
+    _clear(file_system, path)  # of a driver that was killed
+    try:
+        yield {"storage_path": path, "storage_filesystem": file_system}
+    finally:
+        _clear(file_system, path)
+
+
+def _clear(file_system: Any, path: str) -> None:
+    try:
+        file_system.delete_dir(path)
+    except OSError:  # there is none, or the server is away: no one reads it
+        pass

@@ -41,6 +41,7 @@ class Assignment:
     started_at: float  # Unix time of the command, s
     told: int | None = None  # epochs that whoever asked has seen of this run; those trained beyond are yielded again
     tests: bool = True  # whether the test set is looked at in the end
+    url: str | None = None  # where the run folder is kept, if that is at a URL; `folder` is then its copy on the driver
     measures_train: bool = False  # whether the training rows are, as others are: all of them, no regularizer at work
 
     @property
@@ -168,7 +169,7 @@ def _trained(
             for until in [*(change.after_epoch for change in job.changes), job.optimization.max_epochs]:
                 now = job.after(len(state.history))
                 for record in train_epochs(now, inputs, state, shards.train, shards.validation, workers, until, refit):
-                    problem = _saved(state, record, checkpoints, tracker, norms) if tracker else None
+                    problem = _saved(job, state, record, checkpoints, tracker, norms) if tracker else None
                     if workers.any(problem is not None):  # all end, or the others would wait for the first
                         raise _not_saved(Path(assignment.folder), problem)
                     yield record
@@ -182,11 +183,12 @@ def _trained(
 
 
 def _saved(
-    state: TrainingState, record: Record, checkpoints: Path, tracker: Tracker, norms: Tracker | None
+    job: Job, state: TrainingState, record: Record, checkpoints: Path, tracker: Tracker, norms: Tracker | None
 ) -> OSError | None:
     """Saves an epoch; what was wrong, if anything."""
     try:
-        save_checkpoint(checkpoints, len(state.history), state.to_dict())
+        monitor = job.early_stopping.monitor
+        save_checkpoint(checkpoints, len(state.history), state.to_dict(), job.checkpoints, monitor)
         if norms:  # before the metrics, so that who reads both finds both
             norms.write(norm_records(state.model, [record], state.norms_E2L[-1:])[0])
         tracker.write(record)

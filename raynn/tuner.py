@@ -21,12 +21,12 @@ from raynn.checkpoint import load_newest
 from raynn.cluster import cluster
 from raynn.collectives import Workers, gpu_names
 from raynn.data import RayDriver, fetch
-from raynn.desk import Desk, Slots, run_trials, slots_for
+from raynn.desk import Desk, Slots, refuse_nodes_apart, run_trials, slots_for
 from raynn.director import Director, Limits, Repeats
 from raynn.encoded import itself
 from raynn.errors import JobError, RunError, TrainingError
 from raynn.estimate import Pace, estimate, expected_epochs, seconds_left
-from raynn.folder import WINNER, check_storage, claim, describe, newest, read_result, write_json
+from raynn.folder import WINNER, describe, read_result, write_json
 from raynn.job import NOT_THE_RESULT, Job, refuse_changes
 from raynn.lanes import Lanes
 from raynn.ledger import FILE, Ledger, Trial, Values, value_at
@@ -43,6 +43,7 @@ from raynn.report import conclude
 from raynn.schedulers import scheduler_of, written_out
 from raynn.shards import build_shard
 from raynn.splits import TEST
+from raynn.storage import address_of, claim, kept, local_run, newest, open_storage
 from raynn.suggestions import suggest
 from raynn.tasks import build_model, checked, prepare_job, understand_job
 from raynn.tracking import Mirroring, TrackingSettings, check_tracking
@@ -72,7 +73,7 @@ def tune(job: Job, folder: Path | None = None, *, quiet: bool = True, started_at
         raise JobError(
             "the job has no `search` section: say what to vary, for instance search: {space: regularization}"
         )
-    storage = check_storage(job.storage)
+    storage = open_storage(job.storage)
     check_tracking(job.tracking)
     job = job.model_copy(update={"data": located(job.data, folder or Path())})
     assert job.search is not None
@@ -82,6 +83,7 @@ def tune(job: Job, folder: Path | None = None, *, quiet: bool = True, started_at
     concurrent, num_trials = job.search.concurrent_trials, job.search.trials
     at_least = concurrent if concurrent != "auto" else 1
     with cluster(cpus * at_least):
+        refuse_nodes_apart(storage)
         require_cluster(job, storage, understood, at_least, quiet=quiet)
         driver: Driver = RayDriver() if job.resources.max_workers > 1 else RememberingDriver()
         prepared = prepare_job(job, understood, driver)
@@ -90,8 +92,9 @@ def tune(job: Job, folder: Path | None = None, *, quiet: bool = True, started_at
         search = resumed or claim(storage, job.name)
         if not quiet:
             _say(f"{split_summary(prepared)}; {prepared.task}: {prepared.task_reason}")
-            _say(f"search folder {search}; {slots.concurrent} trials at a time")
-        return _Search(job, search, prepared, slots, started_at, quiet).run()
+            _say(f"search folder {address_of(search)}; {slots.concurrent} trials at a time")
+        with kept(search):
+            return _Search(job, search, prepared, slots, started_at, quiet).run()
 
 
 @dataclass
@@ -338,7 +341,7 @@ def director_of(
     settings = job.search
     assert settings is not None
     space = job.space(columns, any_length)
-    earlier = earlier_trials(Path(settings.warm_start), space, settings) if settings.warm_start else []
+    earlier = earlier_trials(local_run(settings.warm_start), space, settings) if settings.warm_start else []
     race = Race(settings.metric, settings.direction, job.optimization.max_epochs)
     devices = (slots.gpus or slots.cpus) * job.resources.max_workers
     budget, first = settings.budget, job.optimization.seed + 1
@@ -393,7 +396,7 @@ def _resumed(job: Job, storage: Path) -> Path:
     """
     search = newest(storage, job.name)
     if not (search / FILE).exists():
-        raise RunError(f"resume = true, but {search} holds no search; run without resume=true to start one")
+        raise RunError(f"resume = true, but {address_of(search)} holds no search; run without resume=true to start one")
     may_differ = tuple(f"search.{key}" for key in ("trials", "budget", "max_failed_trials", "concurrent_trials"))
     may_differ = (*(key for key in NOT_THE_RESULT if key != "search"), *may_differ, "search.repeats", "search.winner")
     refuse_changes(job, search, may_differ, "search")

@@ -13,11 +13,15 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TextIO
 
+import pyarrow as pa
 import yaml
+from pyarrow.fs import FileType
 
 from raynn.errors import RunError
+from raynn.fragments import open_file_system
 from raynn.ledger import ENDED
 from raynn.ledger import FILE as JOURNAL
 from raynn.progress import FILE, describe
@@ -54,19 +58,19 @@ def look(run: str) -> View:
     Raises:
         RunError: it is no run folder.
     """
-    import fsspec
-
     try:
-        files, root = fsspec.core.url_to_fs(run)
-        if not files.exists(f"{root}/job.yaml"):
+        files, root = open_file_system(run if "://" in run else Path(run).absolute().as_uri())
+        root = root.rstrip("/")
+        if files.get_file_info(f"{root}/job.yaml").type == FileType.NotFound:
             raise RunError(f"{run} is not a run folder: it holds no job.yaml; name a folder that `raynn train` made")
-    except (OSError, ValueError, ImportError) as error:
+    except (pa.ArrowException, OSError, ValueError, ImportError) as error:
         raise RunError(f"{run} cannot be read: {error}; name a run folder, or mend the access to it") from None
 
     def text(name: str) -> str:
         try:
-            return str(files.cat_file(f"{root}/{name}").decode())
-        except OSError:  # not there yet, or just replaced
+            with files.open_input_stream(f"{root}/{name}") as stream:
+                return str(stream.read().decode())
+        except (pa.ArrowException, OSError):  # not there yet, just replaced, or the server is away
             return ""
 
     job = yaml.safe_load(text("job.yaml")) or {}

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from raynn.encoded import Encoded
 from raynn.errors import RaynnError
 from raynn.placement import place_shards
 from raynn.restarts import Left, reason_to_leave
+from raynn.storage import copy_of_run, fetch_checkpoints, is_free, kept
 from raynn.training import Assignment, Shards, run_training
 
 REPORT_EVERY_S = 2.0  # a report is a barrier of all workers and costs 0.1 to 0.2 s
@@ -76,9 +80,42 @@ def train_worker(config: dict[str, Any]) -> RaynnError | Left | None:
     meets it at the same place, because all decide on the same numbers.
     """
     try:
-        return _train(**config)
+        with _at_home(config["assignment"]) as assignment:
+            return _train(**config | {"assignment": assignment})
     except RaynnError as error:
         return error
+
+
+@contextmanager
+def _at_home(assignment: Assignment) -> Iterator[Assignment]:
+    """The assignment on this node. A run that is kept at a URL is written, and sent, by the first worker's node; the
+    others fetch from there what training resumes from, so that all begin with the same checkpoint.
+    """
+    if assignment.url is None:
+        yield assignment
+        return
+    workers, folder = _workers(), copy_of_run(assignment.url)
+    try:
+        with kept(folder, begins=False) if workers.rank == 0 else nullcontext() as keeping:
+            workers.max(0.0)  # all are here, and the first has locked its copy; whose is not locked has another
+            apart = keeping is None and is_free(folder)
+            if workers.max(float(apart)):
+                if keeping is not None:
+                    keeping.send_now()
+                workers.max(0.0)
+                if apart:
+                    fetch_checkpoints(folder)
+                workers.max(0.0)
+            if keeping is not None:
+                keeping.begin()
+            yield replace(assignment, folder=str(folder))
+    finally:
+        shutil.rmtree(folder / "scratch" / f"worker-{workers.rank}", ignore_errors=True)
+
+
+def _workers() -> Workers:
+    context = ray.train.get_context()
+    return Workers(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
 
 
 def _let_through(gate: Any, record: Mapping[str, float]) -> bool:
@@ -96,8 +133,7 @@ def _train(
     # Ray sets one thread a worker; the node's cores are shared out instead
     threads = assignment.job.resources.cpus_per_worker or (os.cpu_count() or 1) // context.get_local_world_size()
     torch.set_num_threads(max(1, threads))
-    device = ray.train.torch.get_device()
-    workers = Workers(context.get_world_rank(), context.get_world_size(), device)
+    workers = _workers()
     scratch = Path(assignment.folder) / "scratch" / f"worker-{workers.rank}"
     num_here = context.get_local_world_size()
 

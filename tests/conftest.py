@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+import s3
 import torch
 from flowers import flowers, paint
 from tides import tides
@@ -30,6 +32,24 @@ def _to_itself(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("RAYNN_REPORT", "off")  # a tenth of a second a run; the tests of reports write theirs
         patch.delenv("RAY_ADDRESS", raising=False)
         yield
+
+
+@pytest.fixture(scope="session")
+def s3_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of a server that speaks S3."""
+    if s3.MISSING:
+        pytest.skip(f"not installed: {', '.join(s3.MISSING)}")
+    with s3.serving(tmp_path_factory.mktemp("s3") / "log") as port:
+        yield port
+
+
+@pytest.fixture
+def bucket(s3_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> s3.Bucket:
+    """An empty bucket; this process has the key to it, and its copies are in a folder of the test's own."""
+    for name, value in s3.CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return s3.bucket(s3_port, f"bucket-{uuid.uuid4().hex[:8]}")
 
 
 @pytest.fixture(scope="session")

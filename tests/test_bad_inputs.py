@@ -152,7 +152,12 @@ JOB_FILES = {
     "storage below a file": Bad(
         train("storage=flowers.csv/runs"), ("storage = 'flowers.csv/runs' cannot be written: Not a directory",)
     ),
-    "storage at a URL": Bad(train("storage=s3://bucket/runs"), ("storage = 's3://bucket/runs' is a URL", "mount it")),
+    "storage at a URL of an unknown kind": Bad(
+        train("storage=gopher://host/runs"), ("storage = 'gopher://host/runs' cannot be written: Protocol not known",)
+    ),
+    "storage at a URL with a password": Bad(
+        train("storage=s3://me:secret@bucket/runs"), ("storage holds a password", "in the environment")
+    ),
     "resume of nothing": Bad(
         train("resume=true"), ("resume = true, but", "holds no run named 'job'", "run without resume=true")
     ),

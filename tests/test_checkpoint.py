@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raynn.checkpoint import load_checkpoint, load_newest, restore_optimizer, save_checkpoint
+from raynn.checkpoint import (
+    CheckpointSettings,
+    epochs_to_keep,
+    load_checkpoint,
+    load_newest,
+    restore_optimizer,
+    save_checkpoint,
+)
 from raynn.optimization import OptimizationSettings, build_optimizer
 
 
@@ -52,9 +60,36 @@ def test_a_round_trip_changes_no_bit(tmp_path: Path) -> None:
 
 def test_the_newest_keep_remain(tmp_path: Path) -> None:
     for epoch in (1, 2, 9, 10, 100):
-        save_checkpoint(tmp_path, epoch, {"epoch": epoch}, keep=3)
+        save_checkpoint(tmp_path, epoch, {"epoch": epoch}, CheckpointSettings(latest=3))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-00009", "epoch-00010", "epoch-00100"]
     assert load_newest(tmp_path) == ({"epoch": 100}, [])
+
+
+HISTORY = [{"val/loss": loss, "val/accuracy": 1 - loss} for loss in (0.5, 0.2, math.nan, 0.4, 0.2, 0.6, 0.7)]
+
+
+@pytest.mark.parametrize(
+    ("latest", "best", "monitor", "kept"),
+    [
+        (2, 0, "val/loss", {6, 7}),
+        (1, 1, "val/loss", {2, 7}),  # of two equal ones the earlier
+        (2, 3, "val/loss", {2, 4, 5, 6, 7}),
+        (2, 3, "val/accuracy", {2, 4, 5, 6, 7}),  # the other way round
+        (3, 1, "val/loss", {2, 5, 6, 7}),
+        (1, 9, "val/loss", {1, 2, 4, 5, 6, 7}),  # NaN is never among the best
+        (1, 2, "val/auroc", {7}),  # nothing is known of it
+    ],
+)
+def test_the_best_are_kept_besides_the_latest(latest: int, best: int, monitor: str, kept: set[int]) -> None:
+    assert epochs_to_keep(CheckpointSettings(latest=latest, best=best), range(1, 8), HISTORY, monitor) == kept
+
+
+def test_a_run_keeps_its_best_and_latest(tmp_path: Path) -> None:
+    """Epoch by epoch, what is no longer among the best goes; the state that was the best is there whole."""
+    for epoch in range(1, 8):
+        save_checkpoint(tmp_path, epoch, {"history": HISTORY[:epoch], "epoch": epoch})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-00002", "epoch-00006", "epoch-00007"]
+    assert load_checkpoint(tmp_path / "epoch-00002")["epoch"] == 2
 
 
 def test_an_epoch_can_be_written_again(tmp_path: Path) -> None:

@@ -65,15 +65,6 @@ def test_storage_that_cannot_be_written(
         check_storage(storage)
 
 
-def test_storage_at_a_url() -> None:
-    message = (
-        "storage = 's3://bucket/runs' is a URL, and this version writes run folders to a local or mounted "
-        "folder; mount it, or set storage: runs"
-    )
-    with pytest.raises(JobError, match=f"^{re.escape(message)}$"):
-        check_storage("s3://bucket/runs")
-
-
 def test_every_claim_is_a_folder_of_its_own(tmp_path: Path) -> None:
     claimed = [claim(tmp_path, "digits") for _ in range(3)]
     assert [folder.name for folder in claimed] == ["digits", "digits-2", "digits-3"]
