@@ -6,11 +6,12 @@ PYTHON ?= $(shell python3.11 $(suits) && echo python3.11 || echo python3)
 
 run := digits-cnn-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: help train test pictures check clean
+.PHONY: help train test bench pictures check clean
 
 help:
 	@echo 'make train   train, evaluate and use a CNN on images of digits'
 	@echo 'make test    the tests'
+	@echo 'make bench DATA=folder   raynn beside others, into docs/benchmarks.md'
 	@echo 'make pictures the pictures of the README'
 	@echo 'make check   lint, format, types'
 	@echo 'make clean   remove the environment and the caches, not the runs'
@@ -26,6 +27,10 @@ train: .venv/.installed
 test: .venv/.installed
 	.venv/bin/pytest -n 2 -m 'not cluster and not slow and not gpu'
 	.venv/bin/pytest -m 'cluster and not slow and not gpu'
+
+# Timed, and therefore no test; LIGHTNING names the Python of an environment that has it.
+bench: .venv/.installed
+	.venv/bin/python benchmarks/throughput.py $(DATA) $(if $(LIGHTNING),--python $(LIGHTNING)) --out docs/benchmarks.md
 
 # The reports of made-up runs and of a made-up search, opened in Chromium; the tops of two of them are in the README.
 pictures: .venv/.installed
