@@ -57,6 +57,7 @@ def losses(metrics: bytes | None) -> list[float]:
     return [json.loads(line)[key] for line in (metrics or b"").splitlines() for key in ("train/loss", "val/loss")]
 
 
+@pytest.mark.slow
 def test_two_workers_at_a_url(bucket: Bucket, tmp_path: Path) -> None:
     """Data read there by Ray Data, the run kept there: what one worker gives with files of this machine."""
     pq.write_table(flowers(), tmp_path / "flowers.parquet", row_group_size=50)

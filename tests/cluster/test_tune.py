@@ -100,6 +100,7 @@ def test_what_a_search_finds_can_be_trained_again(ray_cluster: None, tmp_path: P
         assert result_of(again)["metrics"] == result["metrics"]
 
 
+@pytest.mark.slow
 def test_one_trial_at_a_time_a_search_repeats_exactly(ray_cluster: None, tmp_path: Path) -> None:
     """Twelve trials with ASHA, run twice: each suggestion, epoch, decision and reason in the same order, and the same
     table. An algorithm that learns, so that a difference anywhere would change what is tried after it.
@@ -122,6 +123,7 @@ def test_one_trial_at_a_time_a_search_repeats_exactly(ray_cluster: None, tmp_pat
     assert table_of(second) == table_of(first)
 
 
+@pytest.mark.slow
 def test_every_slot_has_a_trial_from_the_start(ray_cluster: None, tmp_path: Path) -> None:
     """Actors start side by side: no trial trains before there is one for each slot."""
     search = tune(job(tmp_path, {"trials": 4, "scheduler": "none"}, optimization={"max_epochs": 1}))
