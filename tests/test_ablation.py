@@ -210,7 +210,7 @@ def test_a_report_shows_gains_gaps_and_the_method(tmp_path: Path) -> None:
     # t(0.975, 1) = 12.7062, sd / sqrt(2) = 0.01
     assert gain[1]["data"] == [[0, pytest.approx(0.06 - 0.127062, abs=1e-5), pytest.approx(0.06 + 0.127062, abs=1e-5)]]
     text = write_report(folder).read_text()
-    assert "0.06 \u00b1 0.13" in text
+    assert "0.06\u00a0\u00b1\u00a00.13" in text
     assert "unclear" in text
     assert "&lt;b&gt;stopped" in text
     assert METHOD.partition(".")[0] in text
