@@ -128,6 +128,11 @@ class KnobSpec:
         """Whether it has an effect at this value, at some time."""
         return bool(peak(value))
 
+    def clashes(self, other: KnobSpec) -> bool:
+        """Whether the two may not be on together."""
+        alike = bool(self.knob.group) and self.knob.group == other.knob.group
+        return self is not other and (alike or other.name in self.knob.excludes or self.name in other.knob.excludes)
+
     def misuse(
         self,
         network: str,
@@ -212,7 +217,7 @@ def problem_of(
     any_length: bool,
 ) -> str | None:
     """What the first of these values that means nothing here lacks, with the way out; None where all mean something."""
-    groups: dict[str, str] = {}
+    on: list[KnobSpec] = []
     for name, spec in specs.items():
         value = values[name]
         if not spec.is_on(value):
@@ -222,10 +227,9 @@ def problem_of(
             return subject + reason
         if spec.knob.when and not specs[spec.knob.when].is_on(values[spec.knob.when]):
             return f"{subject} changes what regularization.{spec.knob.when} does, which is off; set that, or remove it"
-        other = groups.get(spec.knob.group) if spec.knob.group else None
-        if other := other or next((name for name in spec.knob.excludes if specs[name].is_on(values[name])), None):
+        if other := next((other.name for other in on if spec.clashes(other)), None):
             return f"{subject} and regularization.{other} exclude each other; remove one of them"
-        groups[spec.knob.group] = name
+        on.append(spec)
     return None
 
 

@@ -111,17 +111,16 @@ def _knob(path: str) -> KnobSpec | None:
 
 
 def _knob_reached_when(spec: KnobSpec, tree: Mapping[str, Any]) -> Iterator[str]:
-    """The settings of the network that a knob needs; its partner on; those before it in its group off."""
+    """The settings of the network that a knob needs; its partner on; those before it that exclude it off."""
     for key, value in spec.knob.networks.get(tree["network"]["kind"], {}).items():
         yield f"network.{key} == {_written(value)}"
     specs = knob_specs()
     if partner := spec.knob.when:
         yield f"regularization.{partner} != {_written(specs[partner].off)}"
-    if spec.knob.group:
-        # The one that is on in the job is the first to be drawn: of others, what is not drawn is off in the job too.
-        members = [other for other in specs.values() if other.knob.group == spec.knob.group]
-        members.sort(key=lambda other: not _is_on(other, tree))
-        for other in members[: members.index(spec)]:
+    # The one that is on in the job is the first to be drawn: of others, what is not drawn is off in the job too.
+    order = sorted(specs.values(), key=lambda other: not _is_on(other, tree))
+    for other in order[: order.index(spec)]:
+        if spec.clashes(other):
             yield f"regularization.{other.name} == {_written(other.off)}"
 
 

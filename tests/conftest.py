@@ -13,10 +13,14 @@ import pytest
 import s3
 import torch
 from flowers import flowers, paint
+from hypothesis import settings
 from tides import tides
 
 from raynn.job import Job
 from raynn.trainer import train
+
+settings.register_profile("untimed", deadline=None)  # nothing timed is a test
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session", autouse=True)

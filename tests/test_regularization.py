@@ -272,6 +272,11 @@ MISUSES: dict[str, tuple[dict[str, Any], tuple[Any, ...], str]] = {
         ("cnn", "classification", ["image"]),
         "regularization.asam = 0.5 and regularization.sam exclude each other; remove one of them",
     ),
+    "two that mix rows": (
+        {"mixup": 0.1, "manifold_mixup": 0.5},
+        ("cnn", "classification", ["image"]),
+        "regularization.manifold_mixup = 0.5 and regularization.mixup exclude each other; remove one of them",
+    ),
     "a ramp": (
         {"weight_drop": ramp(0.0, 0.5)},
         ("feedforward", "regression", ["numeric"]),
