@@ -37,6 +37,7 @@ class RememberingDriver(LocalDriver):
 
     def __init__(self) -> None:
         self.folder = cache_folder()
+        self.saved = False  # since the last tidying
         self.hashes: dict[str, str] = {}  # of the files read so far, by path
         # of the tables it gave out, by identity: a table made from one of them is another table
         self.keys: dict[int, tuple[ReferenceType[pa.Table], str]] = {}
@@ -44,12 +45,16 @@ class RememberingDriver(LocalDriver):
     def read(self, fragments: Sequence[Fragment], read: Callable[[int, Fragment], pa.Table]) -> Blocks:
         """One table a fragment; those of other machines and of the catalog are never kept."""
         how = _digest(read)
-        return [self._read(index, fragment, read, how) for index, fragment in enumerate(fragments)]
+        tables = [self._read(index, fragment, read, how) for index, fragment in enumerate(fragments)]
+        self._tidy()
+        return tables
 
     def map(self, blocks: Blocks, function: TableFunction) -> Blocks:
         """`function` of each table."""
         how = _digest(function)
-        return [self._mapped(block, function, how) for block in blocks]
+        tables = [self._mapped(block, function, how) for block in blocks]
+        self._tidy()
+        return tables
 
     def _read(
         self, index: int, fragment: Fragment, read: Callable[[int, Fragment], pa.Table], how: str | None
@@ -79,9 +84,15 @@ class RememberingDriver(LocalDriver):
                 return table
             if time.perf_counter() - started >= WORTHWHILE_S:
                 _save(table, path)
-                _tidy(self.folder)
+                self.saved = True
         self.keys[id(table)] = (ref(table), key)
         return table
+
+    def _tidy(self) -> None:
+        """Once for all blocks: it looks at every table there is."""
+        if self.saved and self.folder is not None:
+            _remove_longest_unused(self.folder)
+            self.saved = False
 
     def _hash(self, path: str) -> str:
         if path not in self.hashes:
@@ -162,7 +173,7 @@ def _save(table: pa.Table, path: Path) -> None:
             Path(partial).unlink(missing_ok=True)
 
 
-def _tidy(folder: Path) -> None:
+def _remove_longest_unused(folder: Path) -> None:
     """Removes the longest unused until what is left is within the limit."""
     limit = float(os.environ.get("RAYNN_CACHE_GIB") or 10.0) * 2**30
     found = []
