@@ -292,5 +292,5 @@ SHIPPED = sorted((Path(__file__).parents[1] / "jobs").glob("*.yaml"))
 def test_every_job_that_ships_is_valid_and_says_its_command(path: Path) -> None:
     job = Job.load(path)
     assert job.data.target or job.network.kind == "text_generator"
-    command = "train" if job.search is None else "tune"
+    command = "study" if job.study else "tune" if job.search else "train"
     assert path.read_text().startswith(f"# raynn {command} jobs/{path.name}\n")

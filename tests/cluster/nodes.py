@@ -65,7 +65,7 @@ class Training:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         if address:
             environment |= {"RAY_ADDRESS": address}
-        self.log = folder / "log"
+        self.log = folder.with_name(f"{folder.name}.log")  # not in the folder, which may be full
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "raynn", "train", str(job_file), "--quiet", *overrides],
