@@ -192,6 +192,7 @@ def test_a_search_is_a_sweep_from_its_first_trial_on(server: WandbServer, tmp_pa
     assert read_state(search.folder)["view"].startswith(f"{server.url}/gardener/garden?nw=")
 
 
+@pytest.mark.slow
 def test_the_winner_shows_what_it_predicts_its_model_is_kept_and_the_sweep_ends(
     server: WandbServer, classifier: Path, tmp_path: Path
 ) -> None:

@@ -145,9 +145,8 @@ def test_no_room_for_copies(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.
         open_storage(bucket.url("runs"))
 
 
-@pytest.mark.parametrize(
-    "elsewhere", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["elsewhere", "same machine"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("elsewhere", [True, False], ids=["elsewhere", "same machine"])
 def test_killed_and_resumed(bucket: Bucket, tmp_path: Path, straight: Path, elsewhere: bool) -> None:
     """SIGKILL, the copy gone, and resumed on another machine: the losses of the undisturbed run, bit for bit."""
     job_file = tmp_path / "job.yaml"
@@ -249,6 +248,7 @@ def test_an_outage_stops_no_training(bucket: Bucket, monkeypatch: pytest.MonkeyP
     assert len(said) == 1 or "answers again" in said[1]
 
 
+@pytest.mark.slow
 def test_what_could_not_be_sent_is_kept_and_sent_later(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server does not come back: one clear error at the end, which says where the run is and how it is sent."""
     monkeypatch.setattr(storage, "SEND_EVERY_S", 0.05)

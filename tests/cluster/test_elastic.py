@@ -47,6 +47,7 @@ def test_room_and_what_asks_for_more(ray_cluster: None, tmp_path: Path) -> None:
         train(Job.from_dict(job))
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_patience_ends(ray_cluster: None) -> None:
     """Without room for long enough the main thread hears it, wherever it waits; with room it is left alone."""

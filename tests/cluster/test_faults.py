@@ -157,6 +157,7 @@ def test_terminated(tmp_path: Path, workers: int) -> None:
     assert not (training.run / "result.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="a small file system needs root")
 @pytest.mark.parametrize("workers", WORKERS)
 def test_disk_full(tmp_path: Path, workers: int) -> None:

@@ -74,7 +74,7 @@ def local(table: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
 
 
 # a run on Ray takes 10 to 20 s here: where what is particular to a network was seen with two workers, the rest is slow
-QUICK = (("feedforward", 1), ("cnn", 3), ("lstm", 2))
+QUICK = (("feedforward", 1), ("cnn", 3))
 CASES = [
     pytest.param(kind, workers, marks=() if (kind, workers) in QUICK else pytest.mark.slow)
     for kind in NETWORKS

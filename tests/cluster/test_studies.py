@@ -48,6 +48,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key not in CLOCKS} for row in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_study_runs_every_arm_with_every_seed(tmp_path: Path) -> None:
     folder = study(job(tmp_path))
