@@ -19,7 +19,7 @@ from raynn.errors import ResourceError
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # 5 s by default, of perhaps 30 between a node's notice and its end
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # raynn asks for nodes that are to go at its checkpoints
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }

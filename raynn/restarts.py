@@ -9,31 +9,42 @@ from __future__ import annotations
 
 import _thread
 import os
+import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
 import ray
 import ray.train
+import torch
+from ray.train.torch import TorchTrainer
 
 from raynn.capacity import Room
+from raynn.collectives import Workers
 from raynn.probe import alive_nodes
 from raynn.resources import ResourcesSettings
 
 # An elastic group that finds less room than Ray believed tries again after so long, with as many as there are then.
 ELASTIC_START_TIMEOUT_S = 8.0
-FRESH_LOOKS = 20  # one a second: Ray's own look at the cluster comes every 20 s
+GIVEN_UP_S = 60.0  # a node that does not answer is given up long before
+CONNECTION_TIMEOUT_S = 1.0
+LOOKS_AGAIN = 20  # one a second: Ray's own look at the cluster comes every 20 s
 LOOK_EVERY_S = 5.0
 
 
 def held(room: Room, going: bool = False) -> int:
     """Such workers that the nodes could hold, whoever is on them now; nodes that are to go count only if `going`."""
     nodes = alive_nodes()  # first, for Ray to be ready to answer the other question
-    draining = () if going else ray._private.state.state.get_draining_nodes()
+    draining = () if going else _draining()
     return sum(room.on(node["Resources"]) for node in nodes if node["NodeID"] not in draining)
+
+
+def _draining() -> Set[str]:
+    """The ids of nodes that were announced to go."""
+    return set(ray._private.state.state.get_draining_nodes())
 
 
 @dataclass(frozen=True)
@@ -44,38 +55,77 @@ class Left:
     room: int  # that there was for workers, on nodes that stay
 
 
-def reason_to_leave(resources: ResourcesSettings, room: Room, workers: int, before: Left | None) -> Left | None:
-    """Whether a group does better to start anew now. All workers ask at the same time; the first one's answer counts.
+def nodes_of(workers: Workers) -> frozenset[str]:
+    """The ids of the nodes that a group's workers are on. All of them ask together."""
+    mine = bytes.fromhex(ray.get_runtime_context().get_node_id())
+    ids = workers.gathered(torch.tensor([list(mine)], dtype=torch.uint8, device=workers.device))
+    return frozenset(bytes(row).hex() for row in ids.tolist())
+
+
+def reason_to_leave(
+    resources: ResourcesSettings, room: Room, workers: int, nodes: Set[str], before: Left | None
+) -> Left | None:
+    """Whether a group does better to start anew now.
 
     Args:
         resources: the job's.
         room: what a worker takes.
         workers: of the group.
+        nodes: that they are on.
         before: why the group before this one left; what has led nowhere is not tried again.
     """
-    going = ray.train.get_preemption_info()  # a barrier
     left = Left(workers, held(room))
     if left == before:
         return None
-    if going is not None:
+    if not nodes.isdisjoint(_draining()):
         return left if left.room >= resources.min_workers else None
     return left if min(left.room, resources.max_workers) > workers else None
+
+
+class Group(TorchTrainer):  # type: ignore[misc]
+    """Ray's trainer without what raynn does not use and each start of a group would wait 3 to 5 s for: a process that
+    deals out data sets, of which there are none, as the workers take their own rows.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()
+        return [callback for callback in callbacks if type(callback).__name__ != "DatasetsCallback"]
 
 
 class FreshLook(ray.train.UserCallback):  # type: ignore[misc]
     """Has Ray count the cluster's room anew once a worker has failed: it would count on a dead node for up to 20 s."""
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """In Ray Train's controller, at each failure; a node's death may become known only a few seconds later."""
-        threading.Thread(target=_look, args=(f"train-{run_context.run_id}",), daemon=True).start()
+        """In Ray Train's controller, at each failure. Where a node does not answer, waits until the cluster has given
+        it up: before, the next group would be sent there.
+        """
+        with suppress(Exception):
+            until = time.monotonic() + GIVEN_UP_S
+            while time.monotonic() < until and not all(_answers(node) for node in alive_nodes()):
+                time.sleep(0.2)
+        look_anew()
+        threading.Thread(target=_look_again, daemon=True).start()  # a node that was killed slowly
 
 
-def _look(requester: str) -> None:
-    with suppress(Exception):  # not there: of a later Ray, say. Then it takes longer
+def _answers(node: dict[str, Any]) -> bool:
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), CONNECTION_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def look_anew() -> None:
+    """Has Ray Train's view of the cluster's room brought up to date, which it does by itself every 20 s."""
+    with suppress(Exception):  # not there yet, or of a later Ray: then it takes longer
         coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
-        for _ in range(FRESH_LOOKS):
-            ray.get(coordinator.get_reserved_resources.remote(requester, recompute=True), timeout=5)
-            time.sleep(1.0)
+        ray.get(coordinator.get_reserved_resources.remote("raynn", recompute=True), timeout=5)
+
+
+def _look_again() -> None:
+    for _ in range(LOOKS_AGAIN):
+        time.sleep(1.0)
+        look_anew()
 
 
 @contextmanager

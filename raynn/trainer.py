@@ -259,10 +259,10 @@ def _fit(config: dict[str, Any], where: dict[str, Any], attempt: int) -> Any:
     """
     import ray.train
     from ray.train import FailureConfig, RunConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
 
     from raynn.data import our_own
-    from raynn.restarts import ELASTIC_START_TIMEOUT_S, FreshLook, Patience, held
+    from raynn.restarts import ELASTIC_START_TIMEOUT_S, FreshLook, Group, Patience, held, look_anew
     from raynn.worker import train_worker
 
     room, resources = config["room"], config["assignment"].job.resources
@@ -271,8 +271,9 @@ def _fit(config: dict[str, Any], where: dict[str, Any], attempt: int) -> Any:
     if config["left"] is not None and held(room) < held(room, going=True):
         # Ray would wait for the nodes that are to go; the next group grows when others have come
         most = max(fewest, min(most, held(room)))
+    look_anew()  # nodes have come or gone
     tries = int(resources.wait_s / ELASTIC_START_TIMEOUT_S) if elastic else 0  # each may find less room than thought
-    trainer = TorchTrainer(
+    trainer = Group(
         train_worker,
         train_loop_config=config,
         torch_config=TorchConfig(timeout_s=int(resources.timeout_s)),

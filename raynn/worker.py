@@ -25,7 +25,7 @@ from raynn.data import fetch
 from raynn.encoded import Encoded
 from raynn.errors import RaynnError
 from raynn.placement import place_shards
-from raynn.restarts import Left, reason_to_leave
+from raynn.restarts import Left, nodes_of, reason_to_leave
 from raynn.storage import copy_of_run, fetch_checkpoints, is_free, kept
 from raynn.training import Assignment, Shards, run_training
 
@@ -149,13 +149,15 @@ def _train(
                 return None
         return None
     reported_at = time.monotonic()
-    record = {}
+    record, nodes = {}, nodes_of(workers)
     place_refit = None if refit is None else partial(shards, refit, "refit")
     for record in run_training(assignment, shards(encoded), workers, place_refit):
         # every rank must report equally often: the first rank's clock decides
         if workers.decided(time.monotonic() - reported_at) >= REPORT_EVERY_S:
             ray.train.report(dict(record))
-            leave = reason_to_leave(assignment.job.resources, room, workers.count, left)
+            leave = None
+            if workers.rank == 0:  # what Ray Train hears from the first worker counts
+                leave = reason_to_leave(assignment.job.resources, room, workers.count, nodes, left)
             if workers.decided(float(leave is not None)):
                 return leave
             reported_at = time.monotonic()

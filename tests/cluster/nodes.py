@@ -62,7 +62,7 @@ class Training:
         job_file.write_text(json.dumps(job | {"storage": str(folder)}))
         self.run = folder / job["name"]
         self.metrics = self.run / "metrics.jsonl"
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        environment = of_no_cluster()
         if address:
             environment |= {"RAY_ADDRESS": address}
         self.log = folder.with_name(f"{folder.name}.log")  # not in the folder, which may be full
@@ -108,6 +108,11 @@ class Training:
         return [[json.loads(line)[key] for key in LOSSES] for line in self.metrics.read_text().splitlines()]
 
 
+def of_no_cluster() -> dict[str, str]:
+    """This environment without what Ray keeps there, but for what lets a process into a cluster begun from it."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_") or "AUTH" in name}
+
+
 def wait_until(holds: Callable[[], bool], timeout_s: float) -> None:
     """Until something holds."""
     until = time.monotonic() + timeout_s
@@ -143,7 +148,7 @@ def drain(cluster: Cluster, node: Any, seconds: int) -> None:
     """Tells a node that it will be taken away, as a cloud tells a spot machine."""
     command = [str(Path(sys.executable).parent / "ray"), "drain-node", "--address", cluster.address]
     command += ["--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "taken away"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = of_no_cluster()
     subprocess.run(
         [*command, "--deadline-remaining-seconds", str(seconds)], check=True, env=environment, capture_output=True
     )

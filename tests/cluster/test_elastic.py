@@ -23,7 +23,7 @@ from raynn.trainer import train
 JOB: dict[str, Any] = {
     "name": "digits",
     "data": {"train": "digits", "target": "label", "test": 0.1},
-    "network": {"kind": "cnn", "channels": [16, 32], "head_hidden": [64]},
+    "network": {"kind": "cnn", "channels": [64, 128], "head_hidden": [64]},  # slow enough to be struck
     "regularization": {"dropout": 0.2},
     "optimization": {"global_batch_size": 8, "max_epochs": 24, "learning_rate": 1e-4},
     "early_stopping": {"rule": "none"},
