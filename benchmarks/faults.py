@@ -3,8 +3,9 @@
     python benchmarks/faults.py [-n 3] [--faults NAME ...] [--folder DIR]
 
 Starts clusters of several nodes on this machine (`ray.cluster_utils.Cluster`), trains a CNN on images of digits and
-strikes. Prints a Markdown table, a row a fault: each repetition's seconds, then the steps lost. Times are as exact as
-progress.json, which is written every half a second. As root; `link cut` needs iproute2.
+strikes; the commands of some faults train on this machine's own Ray. Prints a Markdown table, a row a fault: each
+repetition's seconds, then the steps lost. Times are as exact as progress.json, which is written every half a second.
+As root; `link cut` needs iproute2.
 """
 
 from __future__ import annotations
@@ -13,18 +14,25 @@ import argparse
 import json
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "cluster"))
+TESTS = Path(__file__).parents[1] / "tests"
+sys.path.insert(0, str(TESTS))
+sys.path.insert(0, str(TESTS / "cluster"))
 
-from nodes import Training, add_node, drain, node_of, nodes, train_workers, wait_until
+from machines import HEALTH, NETWORK, machines
+from nodes import MEMORY, Training, add_node, drain, node_of, nodes, of_no_cluster, train_workers, wait_until
+from ray.cluster_utils import Cluster
+from wandb_server import WandbServer
 
 JOB: dict[str, Any] = {
     "name": "run",
@@ -67,11 +75,13 @@ def reached(training: Training) -> Reached | None:
     return Reached(steps, state["steps_before"])
 
 
-def strike(training: Training, row: Row, fault: Callable[[], Any]) -> Training:
-    """Lets it train for a while, strikes, and waits for the first step after."""
+def strike(training: Training, row: Row, fault: Callable[[], Any], restarts: bool = True) -> Training:
+    """Lets it train for a while, strikes, and waits for the first step after: of another group of workers, or of the
+    same if none `restarts`.
+    """
     epochs = training.epochs()
     training.wait_for(epochs + EPOCHS_BETWEEN)
-    wait_until(lambda: bool(train_workers()) and reached(training) is not None, 20)
+    wait_until(lambda: reached(training) is not None, 20)
     before = reached(training)
     assert before is not None
     (training.run / "progress.json").unlink()  # the one that is written next shows life
@@ -83,15 +93,16 @@ def strike(training: Training, row: Row, fault: Callable[[], Any]) -> Training:
         now = reached(training)
         if now is None or training.process.poll() is not None:
             return now is not None
-        return (
-            now.steps > now.steps_before > before.steps_before
-        )  # before the first step, the old group's is still there
+        if not restarts:
+            return now.steps > before.steps
+        # before the first step, the old group's is still there
+        return now.steps > now.steps_before > before.steps_before
 
     wait_until(alive, 240)
     now = reached(training)
     assert now is not None, training.log.read_text()
     row.seconds.append(time.monotonic() - began)
-    row.lost.append(max(0, before.steps - now.steps_before))
+    row.lost.append(max(0, before.steps - now.steps_before) if restarts else 0)
     return training
 
 
@@ -134,13 +145,15 @@ def fixed(folder: Path, rows: dict[str, Row], n: int) -> None:
             "worker hangs": lambda: os.kill(train_workers()[-1], signal.SIGSTOP),
             "node killed, a spare": node_killed,
             "node drained": drained,
+            "object store full": lambda: fill(cluster),
         }
-        for name in [name for _ in range(n) for name in FAULTS[:5] if name in rows]:
-            strike(training, rows[name], faults[name])
+        names = [name for name in FIXED if name in rows]
+        for name in names * n:
+            strike(training, rows[name], faults[name], restarts=name != "object store full")
             say(name, rows[name])
             if name.startswith("node"):
                 add_node(cluster)
-        ended(training, straight, [rows[name] for name in FAULTS[:5] if name in rows])
+        ended(training, straight, [rows[name] for name in names])
 
 
 def elastic(folder: Path, rows: dict[str, Row], n: int) -> None:
@@ -161,17 +174,76 @@ def elastic(folder: Path, rows: dict[str, Row], n: int) -> None:
         ended(training, straight, [rows[name] for name in faults])
 
 
+def fill(cluster: Cluster) -> None:
+    """Puts more into the object stores than they hold, and keeps it."""
+    script = f"""
+import numpy, ray
+ray.init({cluster.address!r}, log_to_driver=False)
+@ray.remote(scheduling_strategy="SPREAD", num_cpus=0)
+def put(): return [ray.put(numpy.ones({MEMORY // 80})) for _ in range(20)]
+kept = ray.get([put.remote() for _ in range(8)])
+"""
+    subprocess.run([sys.executable, "-c", script], env=of_no_cluster(), check=True, capture_output=True)
+
+
+def link(folder: Path, rows: dict[str, Row], n: int) -> None:
+    """Machines of a network, one of which is cut off at a time; as many are spare."""
+    head = f"{NETWORK}.1:6379"
+    with machines(folder, 3 + n) as ours:
+        ours.start(1, "--head", "--port=6379", "--num-cpus=0", "--include-dashboard=false", more=HEALTH)
+        for number in range(2, ours.count + 1):
+            ours.start(number, f"--address={head}", "--num-cpus=1")
+        how: dict[str, Any] = {"at": ours.within(1), "more": ours.environment | {"GLOO_SOCKET_IFNAME": "eth0"}}
+        straight = Training(JOB, folder / "link-straight", head, **how)
+        assert straight.ended(400) == 0, straight.log.read_text()
+        training = Training(JOB, folder / "link", head, **how)
+        for _ in range(n):
+            strike(training, rows["link cut"], lambda: ours.cut(max(ours.that_train())))
+            say("link cut", rows["link cut"])
+        ended(training, straight, [rows["link cut"]])
+
+
+def head(folder: Path, rows: dict[str, Row], n: int) -> None:
+    """The head is lost: another cluster is brought up, and the command begun again there."""
+    with ExitStack() as clusters:
+        at = [clusters.enter_context(nodes(2))]
+        straight = Training(JOB, folder / "head-straight", at[-1].address)
+        assert straight.ended(400) == 0, straight.log.read_text()
+        training = Training(JOB, folder / "head", at[-1].address)
+
+        def lost() -> Training:
+            at[-1].remove_node(at[-1].head_node, allow_graceful=False)
+            assert training.ended(180) != 0
+            at.append(clusters.enter_context(nodes(2)))
+            return Training(JOB, folder / "head", at[-1].address, "resume=true")
+
+        for _ in range(n):
+            training = strike(training, rows["head lost"], lost)
+            say("head lost", rows["head lost"])
+        ended(training, straight, [rows["head lost"]])
+
+
 def command(folder: Path, rows: dict[str, Row], n: int) -> None:
     """What happens to the command itself, which is then begun again with resume=true; on this machine's own Ray."""
     straight = Training(JOB, folder / "command-straight", None)
     assert straight.ended(400) == 0, straight.log.read_text()
-    training = Training(JOB, folder / "command", None)
-    names = [name for name in FAULTS[7:] if name in rows]
-    for name in names * n:
-        sign, status = (signal.SIGKILL, -9) if name == "command killed" else (signal.SIGTERM, 130)
-        training = strike(training, rows[name], partial(begun_again, training, sign, status, folder / "command"))
-        say(name, rows[name])
-    ended(training, straight, [rows[name] for name in names])
+    small = folder / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "none", str(small)], check=True)
+    try:
+        training = Training(JOB, small, None)
+        faults = {
+            "command killed": partial(begun_again, sign=signal.SIGKILL, status=-9, folder=small),
+            "SIGTERM": partial(begun_again, sign=signal.SIGTERM, status=130, folder=small),
+            "disk full": partial(begun_with_room, folder=small),
+        }
+        names = [name for name in faults if name in rows]
+        for name in names * n:
+            training = strike(training, rows[name], partial(faults[name], training))
+            say(name, rows[name])
+        ended(training, straight, [rows[name] for name in names])
+    finally:
+        subprocess.run(["umount", "--lazy", str(small)], check=True)
 
 
 def begun_again(training: Training, sign: signal.Signals, status: int, folder: Path) -> Training:
@@ -181,10 +253,46 @@ def begun_again(training: Training, sign: signal.Signals, status: int, folder: P
     return Training(JOB, folder, None, "resume=true")
 
 
-FAULTS = (
-    *("worker killed", "checkpoint damaged", "worker hangs", "node killed, a spare", "node drained"),
-    *("node killed, elastic", "node added, elastic", "command killed", "SIGTERM"),
+def begun_with_room(training: Training, folder: Path) -> Training:
+    """Fills the disk, waits for the error, makes room, and begins again."""
+    with (folder / "ballast").open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    assert training.ended(120) == 1, training.log.read_text()
+    (folder / "ballast").unlink()
+    return Training(JOB, folder, None, "resume=true")
+
+
+def tracked(folder: Path, rows: dict[str, Row], n: int) -> None:
+    """The server of W&B, a double of it on this machine, goes in the middle and comes again."""
+    job = JOB | {"tracking": {"wandb": {"mode": "online"}}}
+    with WandbServer() as server:
+        more = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "k" * 40, "WANDB_MODE": "online"}
+        straight = Training(JOB, folder / "tracked-straight", None)
+        assert straight.ended(400) == 0, straight.log.read_text()
+        training = Training(job, folder / "tracked", None, more=more)
+        for _ in range(n):
+            strike(training, rows["W&B down"], server.stop, restarts=False)
+            say("W&B down", rows["W&B down"])
+            server.start()
+        ended(training, straight, [rows["W&B down"]])
+    (run,) = server.runs.values()
+    assert len(run.history) == training.epochs(), "lines that the server lacks"
+
+
+FIXED = ("worker killed", "checkpoint damaged", "worker hangs", "node killed, a spare", "node drained")
+FIXED += ("object store full",)
+ELASTIC_ONES = ("node killed, elastic", "node added, elastic")
+COMMAND = ("command killed", "SIGTERM", "disk full")
+PARTS: tuple[tuple[Callable[[Path, dict[str, Row], int], None], tuple[str, ...]], ...] = (
+    (fixed, FIXED),
+    (elastic, ELASTIC_ONES),
+    (link, ("link cut",)),
+    (head, ("head lost",)),
+    (command, COMMAND),
+    (tracked, ("W&B down",)),
 )
+FAULTS = tuple(name for _, names in PARTS for name in names)
 
 
 def say(name: str, row: Row) -> None:
@@ -212,14 +320,11 @@ def main() -> None:
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="faults-"))
     rows = {name: Row() for name in options.faults}
-    for run, names in ((fixed, FAULTS[:5]), (elastic, FAULTS[5:7]), (command, FAULTS[7:])):
+    for run, names in PARTS:
         if rows.keys() & set(names):
             run(folder, rows, options.n)
-            date = time.strftime("%Y-%m-%d", time.gmtime())
-            print(
-                f"{os.cpu_count()} CPUs, load {os.getloadavg()[1]:.1f} over 5 minutes, {date}\n{table(rows)}\n",
-                flush=True,
-            )
+            where = f"{os.cpu_count()} CPUs, load {os.getloadavg()[1]:.1f} over 5 minutes"
+            print(f"{where}, {time.strftime('%Y-%m-%d', time.gmtime())}\n{table(rows)}\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from nodes import command_line
 
 BIN = Path(sys.executable).parent
 BRIDGE = "raynn0"
+HEALTH = {  # as the files in clusters/ set it
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "4",
+}
 NETWORK = "10.78.0"
 
 needs_root = pytest.mark.skipif(
@@ -63,6 +69,21 @@ class Machines:
         """A command on one machine; /local there is a file system of its own (`ip netns exec` unshares mounts)."""
         script = f'mount -t tmpfs none {self.local} && exec "$@"'
         return ["ip", "netns", "exec", f"raynn{number}", "sh", "-c", script, "sh", *command]
+
+    def that_train(self) -> set[int]:
+        """Machines, but the first, with a worker that trains."""
+        found = set()
+        for number in range(2, self.count + 1):
+            pids = subprocess.run(
+                ["ip", "netns", "pids", f"raynn{number}"], capture_output=True, text=True, check=True
+            ).stdout.split()
+            if any("TrainWorker" in command_line(int(pid)) for pid in pids):
+                found.add(number)
+        return found
+
+    def cut(self, number: int) -> None:
+        """Takes a machine's cable out."""
+        run("ip", "link", "set", f"raynnv{number}", "down")
 
     def start(self, number: int, *options: str, more: Mapping[str, str] | None = None) -> None:
         """Ray on one machine."""

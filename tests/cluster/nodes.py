@@ -10,9 +10,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from ray.cluster_utils import Cluster
@@ -56,7 +57,16 @@ class Training:
 
     begun: ClassVar[list[Training]] = []
 
-    def __init__(self, job: dict[str, Any], folder: Path, address: str | None, *overrides: str) -> None:
+    def __init__(
+        self,
+        job: dict[str, Any],
+        folder: Path,
+        address: str | None,
+        *overrides: str,
+        at: Sequence[str] = (),
+        more: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """`at` is a command that runs others elsewhere, `more` of the environment."""
         folder.mkdir(parents=True, exist_ok=True)
         job_file = folder / "job.yaml"
         job_file.write_text(json.dumps(job | {"storage": str(folder)}))
@@ -68,8 +78,8 @@ class Training:
         self.log = folder.with_name(f"{folder.name}.log")  # not in the folder, which may be full
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "raynn", "train", str(job_file), "--quiet", *overrides],
-                env=environment | {"OMP_NUM_THREADS": "1"},
+                [*at, sys.executable, "-m", "raynn", "train", str(job_file), "--quiet", *overrides],
+                env=environment | {"OMP_NUM_THREADS": "1"} | more,
                 stdout=log,
                 stderr=log,
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ JOB: dict[str, Any] = {
     "data": {"train": "digits", "target": "label", "test": 0.1},
     "network": {"kind": "cnn", "channels": [64, 128], "head_hidden": [64]},  # slow enough to be struck
     "regularization": {"dropout": 0.2},
-    "optimization": {"global_batch_size": 8, "max_epochs": 24, "learning_rate": 1e-4},
+    "optimization": {"global_batch_size": 8, "max_epochs": 24, "learning_rate": 5e-6},
     "early_stopping": {"rule": "none"},
     "report": False,
     "resources": {"workers": 2, "timeout_s": 30},
@@ -140,37 +138,3 @@ def test_the_head_is_lost(tmp_path: Path) -> None:
         assert again.ended() == 0, again.log.read_text()
     assert straight.ended() == 0
     assert again.losses() == straight.losses()
-
-
-@pytest.mark.cluster
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_chaos(tmp_path: Path) -> None:
-    """Every few seconds of training a random worker is killed."""
-    chance = random.Random(0)
-    with nodes(2) as cluster:
-        straight = Training(JOB, tmp_path / "straight", cluster.address)
-        assert straight.ended() == 0, straight.log.read_text()
-        training = Training(JOB, tmp_path / "struck", cluster.address, "resources.max_failures=100")
-        over, killed = threading.Event(), []
-
-        def kill() -> None:
-            while not over.is_set():
-                epochs, pause = training.epochs(), chance.uniform(0.5, 5.0)
-                while training.epochs() == epochs and not over.wait(0.1):  # it must get on between two
-                    pass
-                over.wait(pause)
-                workers = train_workers()
-                if workers and not over.is_set():
-                    killed.append(chance.choice(workers))
-                    os.kill(killed[-1], signal.SIGKILL)
-
-        killer = threading.Thread(target=kill)
-        killer.start()
-        try:
-            assert training.ended(900) == 0, training.log.read_text()
-        finally:
-            over.set()
-            killer.join()
-    assert len(killed) >= 3
-    assert training.losses() == straight.losses()
