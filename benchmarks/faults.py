@@ -25,9 +25,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-TESTS = Path(__file__).parents[1] / "tests"
-sys.path.insert(0, str(TESTS))
-sys.path.insert(0, str(TESTS / "cluster"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "cluster"))
 
 from machines import HEALTH, NETWORK, machines
 from nodes import MEMORY, Training, add_node, drain, node_of, nodes, of_no_cluster, train_workers, wait_until
