@@ -65,6 +65,19 @@ def uncuttable(model: nn.Module) -> str | None:
     return next((name for name, parameter in model.named_parameters() if not parameter.dim()), None)
 
 
+def weight_bytes(model: nn.Module, strategy: str, num_workers: int) -> tuple[int, int]:
+    """What the largest part of the weights takes; and what is gathered beside it: two blocks, and what is in none."""
+
+    def size(parameters: Iterable[nn.Parameter]) -> int:
+        return sum(p.numel() * p.element_size() for p in parameters)
+
+    if strategy == "ddp" or num_workers == 1:
+        return size(model.parameters()), 0
+    held = sum(-(-len(p) // num_workers) * p[:1].numel() * p.element_size() for p in model.parameters())
+    of_blocks = sorted((size(block.parameters()) for block in blocks(model)), reverse=True)
+    return held, size(model.parameters()) - sum(of_blocks) + sum(of_blocks[:2])
+
+
 def place(model: nn.Module, strategy: str, workers: Workers) -> None:
     """To the worker's device: the whole model, or the worker's part of it.
 
@@ -83,7 +96,19 @@ def place(model: nn.Module, strategy: str, workers: Workers) -> None:
         parameter.data = parameter.data.contiguous()  # rows one after the other
     mesh = init_device_mesh(workers.device.type, (workers.count,))
     for module in (*blocks(model), model):
+        module.register_forward_hook(_no_views)
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
+
+
+def _no_views(module: nn.Module, inputs: object, outputs: Any) -> Any:
+    """Outputs that are views as tensors of their own. A view that others change in place would forget that the weights
+    behind it are to be gathered for the backward pass.
+    """
+    if isinstance(outputs, list | tuple):
+        found = [_no_views(module, inputs, output) for output in outputs]
+        return type(outputs)(*found) if hasattr(outputs, "_fields") else type(outputs)(found)
+    is_view = isinstance(outputs, Tensor) and outputs.requires_grad and outputs._base is not None
+    return outputs.clone() if is_view else outputs
 
 
 def data_parallel(model: nn.Module, workers: Workers) -> nn.Module:
