@@ -77,10 +77,12 @@ def test_one_ray_worker_on_the_gpu_equals_local_mode(tmp_path: Path) -> None:
 def test_fsdp_over_two_gpus_equals_ddp_and_one(precision: str, tmp_path: Path) -> None:
     """NCCL, one process a GPU, batches in pieces; a run that fsdp began, one GPU ends."""
 
-    def through_ray(name: str, strategy: str, **resources: Any) -> Job:
+    def through_ray(name: str, strategy: str, **more: Any) -> Job:
         plain = job(tmp_path / name, precision=precision, accumulate=2)
-        asked = {"driver": "ray", "workers": 2, "gpus_per_worker": 1.0, "strategy": strategy} | resources
-        return plain.model_copy(update={"resources": plain.resources.model_copy(update=asked)})
+        network = plain.network.model_copy(update={"normalization": "group"})
+        asked = {"driver": "ray", "workers": 2, "gpus_per_worker": 1.0, "strategy": strategy} | more
+        resources = plain.resources.model_copy(update=asked)
+        return plain.model_copy(update={"network": network, "resources": resources})
 
     tolerance = 1e-3 if precision == "float32" else 2e-2
     fsdp = train(through_ray("fsdp", "fsdp"))
