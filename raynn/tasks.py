@@ -16,7 +16,6 @@ from raynn.lanes import Lanes
 from raynn.metrics import Task, quantities_of
 from raynn.networks import NETWORKS
 from raynn.networks.forecasting import Forecaster
-from raynn.networks.layers import GlobalBatchNorm
 from raynn.preparation import Driver, Prepared, Understood, prepare, understand
 from raynn.preprocessing import Preprocessing
 from raynn.regularization import misuse
@@ -141,13 +140,6 @@ def _check_can_be_cut(job: Job, model: torch.nn.Module, rows: Mapping[int, int])
         raise JobError(
             f"resources.strategy = 'fsdp' cuts every weight along its first axis, and the network's {name!r} is a "
             "single number without one; make it a vector of one, torch.ones(1), or use strategy: ddp"
-        )
-    accumulate = job.optimization.accumulate
-    if accumulate > 1 and any(isinstance(module, GlobalBatchNorm) for module in model.modules()):
-        raise JobError(
-            f"resources.strategy = 'fsdp' and optimization.accumulate = {accumulate} exclude batch normalization: a "
-            "worker with fewer pieces of a batch shows the network one twice, and its statistics would count that; set "
-            "accumulate: 1, or another network.normalization"
         )
     for split, num_rows in rows.items():
         if 0 < num_rows < job.resources.max_workers:

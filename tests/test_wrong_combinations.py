@@ -166,16 +166,12 @@ CHECKS = {  # by `raynn check`, which needs no cluster for several workers
         ("check", "job.yaml", "network={kind: custom, target: 'own_network:scaled'}", FSDP),
         ("resources.strategy = 'fsdp' cuts every weight along its first axis", "'scale' is a single number", "or use"),
     ),
-    "pieces of batches that are normalized": Bad(
-        ("check", "job.yaml", "network={kind: cnn, channels: [4]}", PETS, FSDP, "optimization.accumulate=2"),
-        ("'fsdp' and optimization.accumulate = 2 exclude batch normalization", "another network.normalization"),
-    ),
     "workers without a row to evaluate": Bad(
         ("check", "job.yaml", "data.validation=0.01", FSDP),
         ("needs a validation row on each worker, and there are 2 rows for 4 workers; use fewer workers, more rows",),
     ),
     "a strategy that does not exist": Bad(
-        ("check", "job.yaml", "resources.strategy=zero"), ("resources.strategy", "'ddp' or 'fsdp'")
+        ("check", "job.yaml", "resources.strategy=zero"), ("resources.strategy = 'zero': must be one of 'ddp', 'fsdp'",)
     ),
 }
 
