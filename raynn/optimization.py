@@ -14,7 +14,7 @@ from torch import nn
 from raynn.errors import JobError
 from raynn.penalties import decayed_and_exempt
 from raynn.settings import Settings
-from raynn.sharding import is_cut
+from raynn.sharding import is_cut, step_whole
 
 
 class OptimizationSettings(Settings):
@@ -119,7 +119,11 @@ class MuonAndAdamW(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step of both."""
         for part in self.parts:
-            part.step()
+            matrices = part.param_groups[0]["params"] if isinstance(part, torch.optim.Muon) else ()
+            if any(map(is_cut, matrices)):
+                step_whole(part)
+            else:
+                part.step()
 
     def state_dict(self) -> dict[str, Any]:
         """Both states."""

@@ -228,3 +228,24 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Takes over weights and buffers, whole or cut."""
     now = model.state_dict()
     model.load_state_dict({name: cut(x, now[name]) if name in now else x for name, x in weights.items()})
+
+
+@torch.no_grad()
+def step_whole(optimizer: torch.optim.Optimizer) -> None:
+    """A step of an optimizer that mixes rows of a matrix: each is whole for it, one after the other, on every worker
+    alike, with its gradient and moments.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            one = nn.Parameter(whole(parameter.detach()))
+            one.grad = whole(parameter.grad)
+            alone = type(optimizer)([{**group, "params": [one]}])  # type: ignore[call-arg]
+            alone.state[one] = {name: whole(value) for name, value in optimizer.state[parameter].items()}
+            alone.step()
+            own(parameter).copy_(own(cut(one.detach(), parameter)))
+            optimizer.state[parameter] = {
+                name: cut(value, parameter) if isinstance(value, Tensor) and value.shape == parameter.shape else value
+                for name, value in alone.state[one].items()
+            }

@@ -83,10 +83,35 @@ def differing(chosen: list[tuple[str, str]], one: dict[Any, Seen], other: dict[A
     return {pair: found for pair in chosen if (found := differences(one[pair], other[pair], 1e-5))}
 
 
-def test_what_sees_weights_trains_as_on_one_worker(tmp_path: Path) -> None:
+def all_on_a_worker(workers: Workers, folder: Path) -> dict[str, Any]:
+    """What the quick tests look at, in one process, as it takes longer to start than they do."""
+    return {
+        "knobs": knobs_on_a_worker(workers, QUICK, "fsdp"),
+        "resumed": resuming_on_a_worker(workers, folder),
+        "parts": parts_on_a_worker(workers),
+        "gradients": gradients_on_a_worker(workers),
+    }
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a checkpoint of each of RESUMED, by one worker."""
+    folder = tmp_path_factory.mktemp("begun")
+    for name in RESUMED:
+        bench, job, _ = bench_and_job(name, "fsdp")
+        saved(folder / name / "alone", train(job, bench, epochs=2), Workers())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_workers(begun: Path) -> list[dict[str, Any]]:
+    """What each of two workers has found."""
+    return run_on_workers(all_on_a_worker, 2, begun, begun)
+
+
+def test_what_sees_weights_trains_as_on_one_worker(two_workers: list[dict[str, Any]]) -> None:
     assert len(SEEING_WEIGHTS) == 16
-    first, _ = run_on_workers(knobs_on_a_worker, 2, tmp_path, QUICK, "fsdp")
-    assert not differing(QUICK, knobs_on_a_worker(Workers(), QUICK, "ddp"), first)
+    assert not differing(QUICK, knobs_on_a_worker(Workers(), QUICK, "ddp"), two_workers[0]["knobs"])
 
 
 @pytest.mark.slow
@@ -126,6 +151,7 @@ def courses_on_a_worker(workers: Workers, names: list[str]) -> dict[Any, Seen]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "names"), [(2, list(COURSES)), (3, ["adam in pieces", "muon"])], ids=["two", "three"]
 )
@@ -170,11 +196,8 @@ def resuming_on_a_worker(workers: Workers, folder: Path) -> dict[Any, Seen]:
     return found
 
 
-def test_checkpoints_are_whole_and_go_on_anywhere(tmp_path: Path) -> None:
-    for name in RESUMED:
-        bench, job, _ = bench_and_job(name, "fsdp")
-        saved(tmp_path / name / "alone", train(job, bench, epochs=2), Workers())
-    first, second = run_on_workers(resuming_on_a_worker, 2, tmp_path, tmp_path)
+def test_checkpoints_are_whole_and_go_on_anywhere(two_workers: list[dict[str, Any]], begun: Path) -> None:
+    first, second = (found["resumed"] for found in two_workers)
     for name in RESUMED:
         tolerance = COURSES[name][3]
         through = first[name, "through"]
@@ -184,9 +207,9 @@ def test_checkpoints_are_whole_and_go_on_anywhere(tmp_path: Path) -> None:
         assert torch.equal(again[2], through[2])
         assert not differences(through, first[name, "fsdp", "ddp"], tolerance), name
         assert not differences(through, first[name, "alone", "fsdp"], tolerance), name
-        here = seen(resumed(name, "ddp", tmp_path / name / "fsdp", Workers()), Workers())
+        here = seen(resumed(name, "ddp", begun / name / "fsdp", Workers()), Workers())
         assert not differences(through, here, tolerance), name
-        ours, theirs = (load_newest(tmp_path / name / begun)[0] for begun in ("fsdp", "alone"))
+        ours, theirs = (load_newest(begun / name / who)[0] for who in ("fsdp", "alone"))
         assert shapes(ours) == shapes(theirs), name
 
 
@@ -213,10 +236,9 @@ def parts_on_a_worker(workers: Workers) -> dict[str, Any]:
     return {name: [(tuple(x.shape), tuple(x.to_local().shape)) for x in held] for name, held in kinds.items()}
 
 
-def test_each_worker_holds_its_rows_of_all_that_is_kept(tmp_path: Path) -> None:
-    ranks = run_on_workers(parts_on_a_worker, 2, tmp_path)
-    for rank, found in enumerate(ranks):
-        for name, pairs in found.items():
+def test_each_worker_holds_its_rows_of_all_that_is_kept(two_workers: list[dict[str, Any]]) -> None:
+    for rank, found in enumerate(two_workers):
+        for name, pairs in found["parts"].items():
             assert pairs, name
             for whole, part in pairs:
                 half = -(-whole[0] // 2)
@@ -252,8 +274,10 @@ def gradients_on_a_worker(workers: Workers) -> dict[str, Tensor]:
     return {name: p.grad.full_tensor() for name, p in model.named_parameters() if p.grad is not None}  # type: ignore[attr-defined]
 
 
-def test_views_changed_in_place_and_weights_in_two_places_have_their_gradient(tmp_path: Path) -> None:
-    found, _ = run_on_workers(gradients_on_a_worker, 2, tmp_path)
+def test_views_changed_in_place_and_weights_in_two_places_have_their_gradient(
+    two_workers: list[dict[str, Any]],
+) -> None:
+    found = two_workers[0]["gradients"]
     torch.manual_seed(0)
     model = Reached()
     model(torch.linspace(-1, 1, 12).view(3, 4)).square().sum().backward()
