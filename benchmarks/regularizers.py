@@ -132,10 +132,8 @@ def epochs_of(bench: Bench, job: Job, train: Shard, validation: Shard, device: t
     """The epochs of a training, one at a time."""
     torch.manual_seed(0)
     model = NETWORKS[job.network.kind].build(job.network, bench.inputs, regularization=job.regularization.peak())
-    shard = TrainingShard(train, Lanes(train.num_rows, bench.rows, 0))
-    return train_epochs(
-        job, bench.inputs, TrainingState.fresh(job, model.to(device)), shard, validation, Workers(device=device)
-    )
+    shard, workers = TrainingShard(train, Lanes(train.num_rows, bench.rows, 0)), Workers(device=device)
+    return train_epochs(job, bench.inputs, TrainingState.fresh(job, model, workers), shard, validation, workers)
 
 
 def clock_of(device: torch.device) -> Callable[[], float]:

@@ -77,8 +77,9 @@ dashboard.
     search_report.py   the report of a search
     study_report.py    the report of a study
     watch.py           a run or search seen in the terminal while it goes on
-    randomness.py      random numbers as a function of seed, epoch, row and place
     collectives.py     what the workers of one run do together
+    sharding.py        how workers share a network: whole each, or weights cut over them
+    randomness.py      random numbers as a function of seed, epoch, row and place
     dropout.py         units, channels, tokens and blocks silenced while training
     image_operations.py  fourteen operations on images, and the ways to choose among them
     sequence_augmentation.py  sequences and texts changed while training

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from raynn.regularization import RegularizationSettings
+from raynn.sharding import cut, load_weights, own
 
 Forward = Callable[[nn.Module], object]  # shows a network one training batch
 
@@ -34,9 +35,10 @@ class AveragedWeights:
         """After a step of `model`."""
         self.num_steps += 1
         decay = min(self.decay, (1 + self.num_steps) / (10 + self.num_steps))
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1.0 - decay)
-        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
-            mine.copy_(theirs)
+        mine, theirs = ([own(parameter) for parameter in each.parameters()] for each in (self.model, model))
+        torch._foreach_lerp_(mine, theirs, 1.0 - decay)
+        for buffer, other in zip(self.model.buffers(), model.buffers(), strict=True):
+            buffer.copy_(other)
 
     def update_epoch(self, model: nn.Module, epoch: int, batches: Iterable[Forward]) -> None:
         """After an epoch of `model`: nothing."""
@@ -52,7 +54,7 @@ class AveragedWeights:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes the place of what `to_dict` wrote."""
-        self.model.load_state_dict(state["weights"])
+        load_weights(self.model, state["weights"])
         self.num_steps = state["num_steps"]
 
 
@@ -88,7 +90,7 @@ class EpochAverage:
             self.ends = [[total + x for total, x in zip(before, now, strict=True)]]
             self.num_ends += 1
         for mine, *ends in zip(self.model.parameters(), *self.ends, strict=True):
-            mine.copy_(torch.stack(ends).sum(0, dtype=torch.float64) / self.num_ends)
+            own(mine).copy_(torch.stack([own(end) for end in ends]).sum(0, dtype=torch.float64) / self.num_ends)
         refresh_statistics(self.model, batches)
 
     @property
@@ -107,9 +109,12 @@ class EpochAverage:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes the place of what `to_dict` wrote."""
-        self.model.load_state_dict(state["weights"])
-        device = next(self.model.parameters()).device
-        self.ends = [[part.to(device) for part in end] for end in state[self._kept]]
+        load_weights(self.model, state["weights"])
+        parameters = list(self.model.parameters())
+        self.ends = [
+            [cut(part, like).to(like.device) for part, like in zip(end, parameters, strict=True)]
+            for end in state[self._kept]
+        ]
         self.num_ends = state["num_ends"]
 
 

@@ -22,6 +22,7 @@ from raynn.preparation import located, split_summary
 from raynn.readiness import Finding, asked_of, cluster_lines, findings_here, findings_there, packages
 from raynn.regularization import knob_specs
 from raynn.rules import RULES
+from raynn.sharding import weight_bytes
 from raynn.shards import free_memory_bytes
 from raynn.splits import NAMES, TRAIN
 from raynn.storage import address_of, open_storage
@@ -116,7 +117,8 @@ def check_job(path: str, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
     prepared = prepare_job(job, understood, RememberingDriver())
     job = checked(job.model_copy(update={"task": prepared.task}), prepared)
     lanes = Lanes(prepared.encoded.num_rows(TRAIN), job.optimization.global_batch_size, job.optimization.seed)
-    parameters = sum(p.numel() for p in build_model(job, prepared.preprocessing).parameters())
+    model = build_model(job, prepared.preprocessing)
+    parameters = sum(p.numel() for p in model.parameters())
     targets = [spec.name for spec in prepared.preprocessing.targets]
     columns = {
         spec.name: {"kind": spec.kind, "shape": list(spec.shape), "reason": spec.reason}
@@ -139,6 +141,8 @@ def check_job(path: str, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
     }
     residence = expected_residence(prepared.encoded, job)
     answer["memory"] = asdict(residence)
+    share = weight_bytes(model, job.resources.strategy, job.resources.min_workers)
+    answer["weights"] = {"strategy": job.resources.strategy, "worker_bytes": share[0], "gathered_bytes": share[1]}
     width = max(len(name) for name in columns)
     of = f" of {', '.join(map(repr, targets))}" if targets else ""
     lines = [f"{job.name}: {prepared.task}{of} ({prepared.task_reason})"]
@@ -152,9 +156,18 @@ def check_job(path: str, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
         f"{job.network.kind} with {parameters:,} parameters; {lanes.steps_per_epoch} steps an epoch of "
         f"{job.optimization.global_batch_size} rows, from {lanes.count} lanes",
         str(residence),
+        _weights_line(job, *share),
         f"nothing would stop it; next: {shlex.join(['raynn', 'train', path, *overrides])}",
     ]
     return answer, lines
+
+
+def _weights_line(job: Job, held: int, gathered: int) -> str:
+    """What a worker has of the network."""
+    line = f"{held / 2**20:,.1f} MiB of weights a worker, as much for their gradient and for each moment"
+    if job.resources.strategy == "fsdp" and job.resources.min_workers > 1:
+        return f"{line}: a part of each (strategy: fsdp), and up to {gathered / 2**20:,.1f} MiB whole for a while"
+    return f"{line}: the whole network" + (" (strategy: ddp)" if job.resources.min_workers > 1 else "")
 
 
 def catalogue() -> dict[str, dict[str, str]]:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from raynn.metrics import higher_is_better
 from raynn.settings import Settings
+from raynn.sharding import cut
 
 PREFIX = "epoch-"
 _TENSOR = "__tensor__"
@@ -175,13 +176,32 @@ def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Loads an optimizer's moments, each in its parameter's memory layout, which fused optimizers rely on.
 
-    Rates and decays stay those that the optimizer was built with: the job may have changed them since.
+    Rates and decays stay those that the optimizer was built with: the job may have changed them since. Of moments of a
+    weight that is cut each worker takes its part.
     """
     now = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
+    optimizer.load_state_dict(_in_parts(optimizer, state))
     for group, options in zip(optimizer.param_groups, now, strict=True):
         group.update(options)
     for parameter, moments in optimizer.state.items():
         for name, value in moments.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 moments[name] = torch.empty_like(parameter).copy_(value)
+
+
+def _in_parts(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """The state of an optimizer, or of one made of several, each moment cut as its parameter is."""
+    if "parts" in state:
+        parts = zip(optimizer.parts, state["parts"], strict=True)  # type: ignore[attr-defined]
+        return state | {"parts": [_in_parts(part, each) for part, each in parts]}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    moments = {
+        place: {
+            name: cut(value, parameters[place])
+            if isinstance(value, Tensor) and value.shape == parameters[place].shape
+            else value
+            for name, value in of_parameter.items()
+        }
+        for place, of_parameter in state["state"].items()
+    }
+    return state | {"state": moments}

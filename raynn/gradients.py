@@ -21,6 +21,7 @@ from raynn.penalties import divergence, negative_entropy, state_penalty
 from raynn.perturbation import StepKey, climbed, perturbed_weights
 from raynn.randomness import again, component_salts, normal
 from raynn.regularization import RegularizationSettings
+from raynn.sharding import bare, in_step, norms, own, unsummed
 
 SMALLEST_NORM = 1e-3  # of a unit's weights, in adaptive clipping (Brock et al. 2021, section 4)
 NOISE_DECAY = 0.55  # gamma of Neelakantan et al. 2015, eq. 1
@@ -43,7 +44,7 @@ def add_gradient(
     part, or where the loss is highest near them. Returns the sum of the losses of this worker's rows; of two passes, in
     the first. `step_key_1` gives the step's key, the same on every worker.
     """
-    model = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+    model = bare(network)
     with perturbed_weights(model, knobs, step_key_1):
         loss = _backward(job, knobs, network, share, workers)
     if knobs.sam or knobs.asam:
@@ -60,10 +61,13 @@ def _backward(job: Job, knobs: RegularizationSettings, network: nn.Module, share
     """
     parts = pieces(share.batch, share.key_B, job.optimization.accumulate, share.ragged)
     total = torch.zeros((), dtype=torch.float64, device=workers.device)
-    for i, (piece, key) in enumerate(parts):
-        waits = i + 1 < len(parts) and isinstance(network, nn.parallel.DistributedDataParallel)
-        with network.no_sync() if waits else nullcontext():  # type: ignore[operator]
-            loss = training_losses(job, knobs, network, piece, key).sum()
+    if job.optimization.accumulate > 1 or share.ragged:  # else each worker has one
+        steps = list(in_step(parts, len(parts), network, workers))
+    else:
+        steps = [(part, True) for part in parts]
+    for i, ((piece, key), counts) in enumerate(steps):
+        with unsummed(network) if i + 1 < len(steps) else nullcontext():
+            loss = training_losses(job, knobs, network, piece, key).sum() * counts
             (loss * (workers.count / share.global_rows)).backward()
         total += loss.detach()
     return total
@@ -110,8 +114,8 @@ def reshape_gradient(model: nn.Module, knobs: RegularizationSettings, step_key_1
         key_1, std = step_key_1(), (knobs.gradient_noise / (1 + step) ** NOISE_DECAY) ** 0.5
         for place, parameter in enumerate(model.parameters()):
             if parameter.grad is not None:
-                noise_P = normal(key_1, component_salts(place, parameter))
-                parameter.grad.add_(noise_P.reshape(parameter.shape), alpha=std)
+                noise_P, gradient = normal(key_1, component_salts(place, parameter)), own(parameter.grad)
+                gradient.add_(noise_P.reshape(gradient.shape), alpha=std)
 
 
 def clip_gradient_norm(model: nn.Module, max_norm: float | None) -> None:
@@ -125,11 +129,13 @@ def clip_adaptively(model: nn.Module, ratio: float) -> None:
     norm's scale is one unit as a whole. The layer that gives the outputs (`head`) is left alone, as theirs is.
     """
     heads = {p for name, module in model.named_modules() if name.endswith("head") for p in module.parameters()}
-    for parameter in model.parameters():
-        if parameter.grad is None or parameter in heads:
-            continue
-        num_units = len(parameter) if parameter.dim() > 1 else 1
-        weight_norm_U = parameter.reshape(num_units, -1).norm(dim=1).clamp(min=SMALLEST_NORM)
-        gradient_norm_U = parameter.grad.reshape(num_units, -1).norm(dim=1).clamp(min=1e-12)
-        scale_U = (ratio * weight_norm_U / gradient_norm_U).clamp(max=1.0)
-        parameter.grad.mul_(scale_U.reshape(-1, *([1] * (parameter.dim() - 1))))
+    pairs = [(p, p.grad) for p in model.parameters() if p.grad is not None and p not in heads]
+    vectors = [x for pair in pairs if pair[0].dim() <= 1 for x in pair]
+    norms_of_vectors = iter(norms(vectors) if vectors else ())
+    for parameter, gradient in pairs:
+        if parameter.dim() > 1:
+            weight_norm_U, gradient_norm_U = (own(x).flatten(1).norm(dim=1) for x in (parameter, gradient))
+        else:
+            weight_norm_U, gradient_norm_U = (next(norms_of_vectors)[None] for _ in range(2))
+        scale_U = ratio * weight_norm_U.clamp(min=SMALLEST_NORM) / gradient_norm_U.clamp(min=1e-12)
+        own(gradient).mul_(scale_U.clamp(max=1.0).reshape(-1, *([1] * (parameter.dim() - 1))))

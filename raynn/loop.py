@@ -38,6 +38,7 @@ from raynn.preprocessing import InputSpec
 from raynn.randomness import step_key
 from raynn.refit import Refit
 from raynn.regularization import RegularizationSettings
+from raynn.sharding import cut, data_parallel, in_step, load_weights, place
 from raynn.shards import Shard
 from raynn.stopping import Decision, decide
 
@@ -67,10 +68,12 @@ class TrainingState:
     first_step_at: float | None = None  # Unix time, s
 
     @classmethod
-    def fresh(cls, job: Job, model: nn.Module) -> TrainingState:
-        """The state before the first step."""
+    def fresh(cls, job: Job, model: nn.Module, workers: Workers = Workers()) -> TrainingState:  # noqa: B008 - frozen
+        """The state before the first step, on the worker's device, or the worker's part of it."""
         knobs = job.regularization.at(0.0)
         average = average_of(model, knobs, job.optimization.max_epochs)
+        for network in [model] if average is None else [model, average.model]:
+            place(network, job.resources.strategy, workers)
         return cls(model, build_optimizer(job.optimization, model, knobs.weight_decay), average)
 
     @property
@@ -79,7 +82,9 @@ class TrainingState:
         return self.model if self.average is None else self.average.model
 
     def to_dict(self) -> dict[str, Any]:
-        """For a checkpoint. Random numbers are functions of (seed, epoch, row): there is no generator to save."""
+        """For a checkpoint, once `gathered`. Random numbers are functions of (seed, epoch, row): there is no generator
+        to save.
+        """
         return {
             **self.moving(),
             "history": self.history,
@@ -89,9 +94,11 @@ class TrainingState:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Takes the place of a state that `to_dict` wrote."""
+        """Takes the place of a state that `to_dict` wrote, its tensors whole or cut."""
         self.set_moving(state)
-        self.history, self.best_weights = state["history"], state["best_weights"]
+        now = self.model.state_dict()
+        self.best_weights = {name: cut(weight, now[name]) for name, weight in state["best_weights"].items()}
+        self.history = state["history"]
         self.best_state = state["best_state"]
         self.norms_E2L = state.get("norms", self.norms_E2L)
 
@@ -102,7 +109,7 @@ class TrainingState:
 
     def set_moving(self, state: dict[str, Any]) -> None:
         """Takes the place of what `moving` gave."""
-        self.model.load_state_dict(state["model"])
+        load_weights(self.model, state["model"])
         restore_optimizer(self.optimizer, state["optimizer"])
         if self.average and (state["average"] or {}).keys() == self.average.to_dict().keys():
             self.average.restore(state["average"])
@@ -135,7 +142,7 @@ def train_epochs(
     """
     steps = train.lanes.steps_per_epoch
     all_steps = job.optimization.max_epochs * (refit.steps_per_epoch if refit else steps)  # by which knobs ramp
-    network = _data_parallel(state.model, workers)
+    network = data_parallel(state.model, workers)
     ragged = train.shard.ragged if _by_length(job, state.model, workers.device) else ()
     while not _ended(job, state, refit) and (until is None or len(state.history) < until):
         epoch = len(state.history)
@@ -240,10 +247,13 @@ def evaluate_shard(job: Job, inputs: InputSpec, model: nn.Module, shard: Shard, 
     """Quantities of a split over all workers' shards, no row left out, the same on every worker."""
     model.eval()
     evaluation = evaluation_of(inputs, workers.device)
-    for batch, key_B in evaluation_batches(shard, evaluation_batch_rows(job), workers.device, shard.by_length()):
+    rows = evaluation_batch_rows(job)
+    batches = evaluation_batches(shard, rows, workers.device, shard.by_length())
+    for (batch, key_B), counts in in_step(batches, -(-shard.num_rows // rows), model, workers):
         with precision(job, workers.device):
             outputs = model(batch, key_B)
-        evaluation.add(outputs, batch)
+        if counts:
+            evaluation.add(outputs, batch)
     return evaluation.metrics(workers)
 
 
@@ -254,17 +264,6 @@ def evaluation_batch_rows(job: Job) -> int:
     if job.task == "language_modeling":
         return max(1, job.optimization.global_batch_size // job.optimization.accumulate)
     return max(256, min(4096, job.optimization.global_batch_size))
-
-
-def _data_parallel(model: nn.Module, workers: Workers) -> nn.Module:
-    """The model, averaging gradients over workers as they become ready; itself where there is one worker."""
-    if workers.count == 1:
-        return model
-    devices = [workers.device] if workers.device.type == "cuda" else None
-    network = nn.parallel.DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
-    # buffers agree on every worker by construction (GlobalBatchNorm); as an attribute the name outlives torch 2.13
-    network.broadcast_buffers = False
-    return network
 
 
 def _check_finite(losses: Tensor, epoch: int, workers: Workers) -> None:

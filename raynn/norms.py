@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.linalg import vector_norm
 
+from raynn.sharding import norms
+
 KINDS = ("weight", "gradient")
 
 
@@ -36,16 +38,15 @@ def norms_of(model: nn.Module) -> Tensor:
     """Frobenius norms [2, L] of each layer's weights and of its gradient as it stands, which is 0 where there is none;
     on the model's device, which nobody waits for.
     """
-    layers = [own for _, _, own in own_parameters(model)]
-    gradients = [[p.grad for p in own if p.grad is not None] for own in layers]
-    nothing = torch.zeros((), device=next(model.parameters()).device)
-    return torch.stack([torch.stack([_norm(tensors, nothing) for tensors in row]) for row in (layers, gradients)])
+    layers: list[list[Tensor]] = [list(own) for _, _, own in own_parameters(model)]
+    groups = [*layers, *([p.grad for p in own if p.grad is not None] for own in layers)]
+    norm_of_each = norms([x for group in groups for x in group]).split([len(group) for group in groups])
+    return torch.stack([_norm(norms_of_group) for norms_of_group in norm_of_each]).view(2, -1)
 
 
-def _norm(tensors: Sequence[Tensor], nothing: Tensor) -> Tensor:
+def _norm(norm_N: Tensor) -> Tensor:
     """Of all of them as one vector; the norm of their norms, so that no square overflows that need not."""
-    norms = [vector_norm(x, dtype=torch.float32) for x in tensors]
-    return vector_norm(torch.stack(norms)) if len(norms) > 1 else norms[0] if norms else nothing
+    return norm_N[0] if len(norm_N) == 1 else vector_norm(norm_N)
 
 
 def with_epoch(norms_E2L: Tensor, model: nn.Module) -> Tensor:

@@ -14,6 +14,7 @@ from torch import nn
 from raynn.errors import JobError
 from raynn.penalties import decayed_and_exempt
 from raynn.settings import Settings
+from raynn.sharding import is_cut, step_whole
 
 
 class OptimizationSettings(Settings):
@@ -58,7 +59,8 @@ def build_optimizer(settings: OptimizationSettings, model: nn.Module, weight_dec
         return MuonAndAdamW([p for p in decayed if p in hidden], _filled(groups), rate, weight_decay)
     if settings.optimizer == "sgd":
         nesterov = settings.momentum > 0
-        return torch.optim.SGD(_filled(groups), lr=rate, momentum=settings.momentum, nesterov=nesterov, fused=True)
+        way = "foreach" if is_cut(model) else "fused"  # torch 2.13 has no fused SGD for parts
+        return torch.optim.SGD(_filled(groups), lr=rate, momentum=settings.momentum, nesterov=nesterov, **{way: True})
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
     return kind(_filled(groups), lr=rate, fused=True)
 
@@ -117,7 +119,11 @@ class MuonAndAdamW(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step of both."""
         for part in self.parts:
-            part.step()
+            matrices = part.param_groups[0]["params"] if isinstance(part, torch.optim.Muon) else ()
+            if any(map(is_cut, matrices)):
+                step_whole(part)
+            else:
+                part.step()
 
     def state_dict(self) -> dict[str, Any]:
         """Both states."""

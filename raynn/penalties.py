@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from raynn.objectives import Batch, is_scored
 from raynn.regularization import RegularizationSettings
+from raynn.sharding import own, whole
 
 
 def decayed_and_exempt(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -32,27 +33,29 @@ def add_weight_penalties(model: nn.Module, knobs: RegularizationSettings) -> Non
     for weight in decayed_and_exempt(model)[0] if knobs.l1 or knobs.l2 else ():
         assert weight.grad is not None
         if knobs.l1:
-            weight.grad.add_(weight.sign(), alpha=knobs.l1)
+            own(weight.grad).add_(own(weight).sign(), alpha=knobs.l1)
         if knobs.l2:
-            weight.grad.add_(weight, alpha=knobs.l2)
+            own(weight.grad).add_(own(weight), alpha=knobs.l2)
 
 
 @torch.no_grad()
 def project_weights(model: nn.Module, knobs: RegularizationSettings) -> None:
     """Scales weights that decay back to the limits: of the norm of those into each unit (max_norm), then of the largest
     singular value of the matrix [U, I] (spectral_norm), found by the eigenvalues of the smaller of its two products.
+    Where weights are cut a unit is one worker's, and the second needs them whole, one at a time.
     """
     for weight in decayed_and_exempt(model)[0] if knobs.max_norm or knobs.spectral_norm else ():
-        weight_UI = weight.reshape(len(weight), -1)
         if knobs.max_norm:
+            weight_UI = own(weight).flatten(1)
             norm_U1 = weight_UI.norm(dim=1, keepdim=True)
-            weight_UI = weight_UI * (knobs.max_norm / norm_U1.clamp(min=knobs.max_norm))
+            scaled_UI = weight_UI * (knobs.max_norm / norm_U1.clamp(min=knobs.max_norm))
+            own(weight).copy_(scaled_UI.view_as(own(weight)))
         if knobs.spectral_norm:
+            weight_UI = whole(weight).flatten(1)
             tall = weight_UI.shape[0] > weight_UI.shape[1]
             product = weight_UI.T @ weight_UI if tall else weight_UI @ weight_UI.T
             largest = torch.linalg.eigvalsh(product)[-1].clamp(min=0.0).sqrt()
-            weight_UI = weight_UI * (knobs.spectral_norm / largest.clamp(min=knobs.spectral_norm))
-        weight.copy_(weight_UI.reshape(weight.shape))
+            own(weight).mul_(knobs.spectral_norm / largest.clamp(min=knobs.spectral_norm))
 
 
 def negative_entropy(outputs: Tensor, batch: Batch, task: str) -> Tensor:

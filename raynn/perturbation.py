@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from raynn.penalties import decayed_and_exempt
 from raynn.randomness import component_salts, normal, random_bits
 from raynn.regularization import RegularizationSettings
+from raynn.sharding import own, summed
 
 StepKey = Callable[[], Tensor]  # gives the key [1] of a step, which most steps do without
 
@@ -38,20 +39,20 @@ def perturbed_weights(model: nn.Module, knobs: RegularizationSettings, step_key_
     for place, (name, weight) in enumerate(model.named_parameters()) if knobs.weight_drop else ():
         if name.rpartition(".")[2].startswith("weight_hh"):
             kept_P = random_bits(key_1, component_salts(place, weight)) >= int(knobs.weight_drop * 2**31)
-            masks[weight] = kept_P.reshape(weight.shape).to(weight.dtype) / (1.0 - knobs.weight_drop)
+            masks[weight] = kept_P.reshape(own(weight).shape).to(weight.dtype) / (1.0 - knobs.weight_drop)
     noisy = decayed_and_exempt(model)[0] if knobs.weight_noise else []
     kept = _copies([*masks, *noisy])
     with torch.no_grad():
         for weight, mask in masks.items():
-            weight.mul_(mask)
+            own(weight).mul_(mask)
         for place, weight in enumerate(noisy):
             noise_P = normal(key_1, component_salts(NOISE + place, weight))
-            weight.add_(noise_P.reshape(weight.shape), alpha=knobs.weight_noise)
+            own(weight).add_(noise_P.reshape(own(weight).shape), alpha=knobs.weight_noise)
     yield
     _put_back(kept)
     for weight, mask in masks.items():
         if weight.grad is not None:
-            weight.grad.mul_(mask)
+            own(weight.grad).mul_(mask)
 
 
 @contextmanager
@@ -65,13 +66,13 @@ def climbed(model: nn.Module, knobs: RegularizationSettings) -> Iterator[None]:
     weights = [parameter for parameter in model.parameters() if parameter.grad is not None]
     kept = _copies(weights)
     with torch.no_grad():
-        sizes = [weight.abs() + ETA if knobs.asam else torch.ones_like(weight) for weight in weights]
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        sizes = [own(weight).abs() + ETA if knobs.asam else torch.ones_like(own(weight)) for weight in weights]
+        gradients = [own(parameter.grad) for parameter in model.parameters() if parameter.grad is not None]
         scaled = [size * gradient for size, gradient in zip(sizes, gradients, strict=True)]
-        norm = torch.stack([step.double().square().sum() for step in scaled]).sum().sqrt()
+        norm = summed(torch.stack([step.double().square().sum() for step in scaled]).sum(), weights[0]).sqrt()
         distance = (knobs.asam or knobs.sam) / (norm + 1e-12)
         for weight, size, step in zip(weights, sizes, scaled, strict=True):
-            weight.add_(size * step * distance.to(weight.dtype))
+            own(weight).add_(size * step * distance.to(weight.dtype))
             weight.grad = None
     momenta = {module: module.momentum for module in model.modules() if hasattr(module, "running_mean")}
     for module in momenta:
@@ -83,10 +84,10 @@ def climbed(model: nn.Module, knobs: RegularizationSettings) -> Iterator[None]:
 
 
 def _copies(weights: list[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
-    return {weight: weight.detach().clone() for weight in weights}
+    return {weight: own(weight).detach().clone() for weight in weights}
 
 
 @torch.no_grad()
 def _put_back(kept: dict[nn.Parameter, Tensor]) -> None:
     for weight, old in kept.items():
-        weight.copy_(old)
+        own(weight).copy_(old)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raynn.hashing import splitmix64
+from raynn.sharding import first_component, own
 
 
 def row_keys(seed: int, epoch: int, rows: NDArray[np.int64]) -> NDArray[np.int32]:
@@ -47,9 +48,12 @@ def again(key_B: Tensor) -> Tensor:
 
 
 def component_salts(place: int, parameter: Tensor) -> Tensor:
-    """A number of its own [P] for each component of a parameter, and another for the same one of another place."""
-    place_P = torch.arange(1, 1 + parameter.numel(), dtype=torch.int32, device=parameter.device)
-    return random_bits(column_salts(place, 1).to(parameter.device), place_P * -0x61C88647)[0]
+    """A number of its own [P] for each component of a parameter, and another for the same one of another place; of a
+    parameter that is cut, for those of this worker's part.
+    """
+    first, mine = 1 + first_component(parameter), own(parameter)
+    place_P = torch.arange(first, first + mine.numel(), dtype=torch.int32, device=mine.device)
+    return random_bits(column_salts(place, 1).to(mine.device), place_P * -0x61C88647)[0]
 
 
 def position_keys(key_B: Tensor, num_positions: int, first: int = 0) -> Tensor:

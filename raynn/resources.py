@@ -22,6 +22,8 @@ class ResourcesSettings(Settings):
     `workers` is a number, or `{min: 1, max: 8}`: the group shrinks when a node goes and grows when one comes.
 
     `driver` auto: one worker without a cluster address trains in this process, anything else through Ray.
+    `strategy` ddp: each worker has the whole network. fsdp: a part of every weight, of its gradient and moments, for
+    networks that do not fit on one device; one worker has all of it, as there is nothing to share.
     `residence` auto: a worker's shard is held in memory where it fits `memory_gib` (a share of what is free
     when not given), else in a memory-mapped file on its disk; the batches are the same.
     """
@@ -31,6 +33,10 @@ class ResourcesSettings(Settings):
     cpus_per_worker: Annotated[int, Field(ge=1)] | None = None
     max_failures: Annotated[int, Field(ge=0)] = 3
     driver: Literal["auto", "local", "ray"] = "auto"
+    strategy: Annotated[
+        Literal["ddp", "fsdp"],
+        Field(description="how several workers share the network: each has all of it, or a part"),
+    ] = "ddp"
     residence: Literal["auto", "memory", "disk"] = "auto"
     memory_gib: Annotated[float, Field(gt=0.0)] | None = None
     timeout_s: Annotated[float, Field(gt=0.0)] = 120.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path
 
@@ -20,8 +20,9 @@ from raynn.preparation import Driver, Prepared, Understood, prepare, understand
 from raynn.preprocessing import Preprocessing
 from raynn.regularization import misuse
 from raynn.series import prepare_series, understand_series
+from raynn.sharding import uncuttable
 from raynn.sources import DataSettings
-from raynn.splits import TRAIN
+from raynn.splits import NAMES, TEST, TRAIN, VALIDATION
 from raynn.stopping import monitors
 
 # Keys of `data` that only some tasks have.
@@ -108,7 +109,9 @@ def checked(job: Job, prepared: Prepared) -> Job:
     if prepared.task not in ("forecasting", "language_modeling"):  # whose networks read windows alone
         _check_features(job.network.kind, prepared.preprocessing.features)
     # built and forgotten, so that what cannot be built is said before there is a run folder
-    build_model(job.model_copy(update={"task": prepared.task}), prepared.preprocessing)
+    model = build_model(job.model_copy(update={"task": prepared.task}), prepared.preprocessing)
+    if job.resources.strategy == "fsdp" and job.resources.max_workers > 1:
+        _check_can_be_cut(job, model, {split: prepared.encoded.num_rows(split) for split in (VALIDATION, TEST)})
     _check_keys(job, prepared.task, kinds)
     known = [f"{split}/{quantity}" for split in ("train", "val") for quantity in quantities_of(prepared.task)]
     recorded = [k for k in known if k == "train/loss" or k.startswith("val/")]
@@ -127,6 +130,23 @@ def checked(job: Job, prepared: Prepared) -> Job:
     if reason:
         raise JobError(reason)
     return job
+
+
+def _check_can_be_cut(job: Job, model: torch.nn.Module, rows: Mapping[int, int]) -> None:
+    """That the weights can be cut over the workers, and that each has a row to show the network when it is evaluated,
+    which takes all of them.
+    """
+    if (name := uncuttable(model)) is not None:
+        raise JobError(
+            f"resources.strategy = 'fsdp' cuts every weight along its first axis, and the network's {name!r} is a "
+            "single number without one; make it a vector of one, torch.ones(1), or use strategy: ddp"
+        )
+    for split, num_rows in rows.items():
+        if 0 < num_rows < job.resources.max_workers:
+            raise JobError(
+                f"resources.strategy = 'fsdp' needs a {NAMES[split]} row on each worker, and there are {num_rows} rows "
+                f"for {job.resources.max_workers} workers; use fewer workers, more rows, or strategy: ddp"
+            )
 
 
 def _check_keys(job: Job, task: Task, kinds: Set[str]) -> None:

@@ -26,6 +26,7 @@ from raynn.objectives import with_split
 from raynn.preprocessing import Preprocessing
 from raynn.progress import ProgressWriter
 from raynn.refit import Refit
+from raynn.sharding import gathered
 from raynn.shards import Shard
 from raynn.tasks import build_model
 from raynn.tracking import Tracker
@@ -87,24 +88,24 @@ def run_training(
     tracker = Tracker(folder, state.history) if writes else None
     state = yield from _trained(assignment, job, state, shards, workers, tracker, checkpoints)
     state.model.load_state_dict(state.best_weights)
+    best = gathered(state.model.state_dict(), workers)
     result = _result(assignment, state, workers)
     if assignment.measures_train:
         inputs = assignment.preprocessing.input_spec
         result["train"] = evaluate_shard(job, inputs, state.model, shards.train.shard, workers)
     if place_refit is not None:
         if tracker:
-            save_model(
-                folder / "model-validated", assignment.job, assignment.preprocessing_json, state.model.state_dict()
-            )
+            save_model(folder / "model-validated", assignment.job, assignment.preprocessing_json, best)
         assert state.decision is not None
         refit = Refit.found(job, state.history, state.decision)
-        del shards, state  # their memory is needed
+        del shards, state, best  # their memory is needed
         shards, checkpoints = place_refit(), folder / "checkpoints" / "refit"
         job = refit.job(job, shards.train.lanes.steps_per_epoch)
         state = _resumed(job, assignment.preprocessing, workers, checkpoints)
         figures = Tracker(folder, state.history, "refit.jsonl") if writes else None
         state = yield from _trained(assignment, job, state, shards, workers, figures, checkpoints, refit)
         state.model.load_state_dict(state.evaluated.state_dict())
+        best = gathered(state.model.state_dict(), workers)
         result["refit"] = _refit_result(state)
     if shards.test is not None:
         test = evaluate_shard(job, assignment.preprocessing.input_spec, state.model, shards.test, workers)
@@ -114,7 +115,7 @@ def run_training(
         if "refit" in result:
             result["refit"]["metrics"] |= {k: v for k, v in result["metrics"].items() if k.startswith("test/")}
         try:
-            save_model(folder / "model", assignment.job, assignment.preprocessing_json, state.model.state_dict())
+            save_model(folder / "model", assignment.job, assignment.preprocessing_json, best)
             write_json(folder / "result.json", result)
         except OSError as error:
             raise _not_saved(folder, error) from error
@@ -134,7 +135,7 @@ def _state(
     first_step_at: float | None = None,
 ) -> TrainingState:
     """The state to train on from: what was saved, under the settings in force now."""
-    state = TrainingState.fresh(job, build_model(job, preprocessing).to(workers.device))
+    state = TrainingState.fresh(job, build_model(job, preprocessing), workers)
     state.first_step_at = first_step_at
     if saved is not None:
         state.restore(saved)
@@ -169,7 +170,9 @@ def _trained(
             for until in [*(change.after_epoch for change in job.changes), job.optimization.max_epochs]:
                 now = job.after(len(state.history))
                 for record in train_epochs(now, inputs, state, shards.train, shards.validation, workers, until, refit):
-                    problem = _saved(job, state, record, checkpoints, tracker, norms) if tracker else None
+                    kept = gathered(state.to_dict(), workers)
+                    problem = _saved(job, state, kept, record, checkpoints, tracker, norms) if tracker else None
+                    del kept
                     if workers.any(problem is not None):  # all end, or the others would wait for the first
                         raise _not_saved(Path(assignment.folder), problem)
                     yield record
@@ -183,12 +186,18 @@ def _trained(
 
 
 def _saved(
-    job: Job, state: TrainingState, record: Record, checkpoints: Path, tracker: Tracker, norms: Tracker | None
+    job: Job,
+    state: TrainingState,
+    kept: dict[str, Any],
+    record: Record,
+    checkpoints: Path,
+    tracker: Tracker,
+    norms: Tracker | None,
 ) -> OSError | None:
-    """Saves an epoch; what was wrong, if anything."""
+    """Saves an epoch, `kept` as its checkpoint; what was wrong, if anything."""
     try:
         monitor = job.early_stopping.monitor
-        save_checkpoint(checkpoints, len(state.history), state.to_dict(), job.checkpoints, monitor)
+        save_checkpoint(checkpoints, len(state.history), kept, job.checkpoints, monitor)
         if norms:  # before the metrics, so that who reads both finds both
             norms.write(norm_records(state.model, [record], state.norms_E2L[-1:])[0])
         tracker.write(record)

@@ -194,14 +194,14 @@ def shard_of(arrays: Arrays, start: int, stop: int) -> Shard:
     return build_shard([part], start, stop - start, folder=Path(), device=torch.device("cpu"), residence="memory")
 
 
-def fresh(job: Job, bench: Bench) -> TrainingState:
+def fresh(job: Job, bench: Bench, workers: Workers = Workers()) -> TrainingState:  # noqa: B008 - frozen
     torch.manual_seed(job.optimization.seed)
     build = partial(NETWORKS[job.network.kind].build, job.network, regularization=job.regularization.peak())
     if bench.inputs.task == "forecasting":  # each target by itself: a row is two for the network inside
         model: nn.Module = Forecaster(build, bench.inputs, independent=True)
     else:
         model = build(bench.inputs)
-    return TrainingState.fresh(job, model)
+    return TrainingState.fresh(job, model, workers)
 
 
 def train(
@@ -214,7 +214,7 @@ def train(
     workers: Workers = Workers(),  # noqa: B008 - frozen
 ) -> TrainingState:
     """Trains (at most `epochs` epochs) on this worker's share of the rows."""
-    state = state or fresh(job, bench)
+    state = state or fresh(job, bench, workers)
     lanes = Lanes(num_rows, BATCH, job.optimization.seed)
     start, stop = lanes.rows_of_worker(workers.rank, workers.count)
     mine = TrainingShard(shard_of(rows_for(bench, num_rows), start, stop), lanes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from raynn.networks import feedforward, image_generator, text_generator
@@ -28,6 +29,13 @@ def build(inputs: InputSpec, regularization: RegularizationSettings, size: int =
 
 def narrow(inputs: InputSpec, regularization: RegularizationSettings, width: int = 3) -> nn.Module:
     return nn.Linear(inputs.num_numeric, width)
+
+
+def scaled(inputs: InputSpec, regularization: RegularizationSettings) -> nn.Module:
+    """With a weight that is one number."""
+    network = build(inputs, regularization)
+    network.scale = nn.Parameter(torch.tensor(1.0))
+    return network
 
 
 def no_module(inputs: InputSpec, regularization: RegularizationSettings) -> str:

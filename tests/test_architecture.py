@@ -90,8 +90,9 @@ PLAIN = (  # these load neither torch nor ray, not even through what they import
 )
 ORDER = (
     *PLAIN,
-    "randomness",
     "collectives",
+    "sharding",
+    "randomness",
     "dropout",
     "image_operations",
     "sequence_augmentation",

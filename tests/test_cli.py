@@ -172,7 +172,7 @@ def test_check_a_job(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answer = answered(capsys, "check", "job.yaml")
     assert set(answer) == {
         *("job", "task", "target", "columns", "rows", "bad_rows", "network", "parameters", "steps_per_epoch"),
-        *("lanes", "notes", "storage", "memory"),
+        *("lanes", "notes", "storage", "memory", "weights"),
     }
     assert answer["rows"] == {"train": 168, "validation": 24, "test": 48}
     kinds = {name: column["kind"] for name, column in answer["columns"].items()}
@@ -229,6 +229,22 @@ def test_check_says_where_a_worker_s_rows_will_be(capsys: pytest.CaptureFixture[
     assert half == -(-answer["memory"]["worker_bytes"] // 2)
     out, _ = printed(capsys, "check", "job.yaml", "resources.memory_gib=1e-7")
     assert "of at most 0.0 MiB (resources.memory_gib): read from a memory-mapped file" in out
+
+
+def test_check_says_what_a_worker_has_of_the_network(capsys: pytest.CaptureFixture[str]) -> None:
+    network = "network={kind: feedforward, hidden: [512, 512]}"
+    found = {
+        strategy: answered(capsys, "check", "job.yaml", network, f"resources={{workers: 4, strategy: {strategy}}}")
+        for strategy in ("ddp", "fsdp")
+    }
+    whole = 4 * found["ddp"]["parameters"]
+    assert found["ddp"]["weights"] == {"strategy": "ddp", "worker_bytes": whole, "gathered_bytes": 0}
+    assert whole / 4 <= found["fsdp"]["weights"]["worker_bytes"] < whole / 4 + 4 * 1024
+    out, _ = printed(capsys, "check", "job.yaml", network, "resources={workers: 4, strategy: fsdp}")
+    size = found["fsdp"]["weights"]["worker_bytes"] / 2**20
+    assert f"{size:,.1f} MiB of weights a worker, as much for their gradient and for each moment: a part of each" in out
+    out, _ = printed(capsys, "check", "job.yaml", network)
+    assert "for each moment: the whole network\n" in out
 
 
 def test_check_the_machine(capsys: pytest.CaptureFixture[str]) -> None:

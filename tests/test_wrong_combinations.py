@@ -160,6 +160,21 @@ KNOBS = {
     ),
 }
 
+FSDP = "resources={workers: 4, strategy: fsdp}"
+CHECKS = {  # by `raynn check`, which needs no cluster for several workers
+    "a weight that cannot be cut": Bad(
+        ("check", "job.yaml", "network={kind: custom, target: 'own_network:scaled'}", FSDP),
+        ("resources.strategy = 'fsdp' cuts every weight along its first axis", "'scale' is a single number", "or use"),
+    ),
+    "workers without a row to evaluate": Bad(
+        ("check", "job.yaml", "data.validation=0.01", FSDP),
+        ("needs a validation row on each worker, and there are 2 rows for 4 workers; use fewer workers, more rows",),
+    ),
+    "a strategy that does not exist": Bad(
+        ("check", "job.yaml", "resources.strategy=zero"), ("resources.strategy = 'zero': must be one of 'ddp', 'fsdp'",)
+    ),
+}
+
 RUNS = {
     "prompt with unknown characters": Bad(
         ("generate", "{writer}", "--prompt", "4€x"),
@@ -208,12 +223,12 @@ def supplies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", [*NETWORKS, *TASKS, *KNOBS])
+@pytest.mark.parametrize("name", [*NETWORKS, *TASKS, *KNOBS, *CHECKS])
 def test_a_job_is_refused(
     name: str, supplies: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(supplies)
-    assert_refused({**NETWORKS, **TASKS, **KNOBS}[name], {}, capsys)
+    assert_refused({**NETWORKS, **TASKS, **KNOBS, **CHECKS}[name], {}, capsys)
     assert not list(supplies.glob("runs/*")), "a run folder was made"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +69,26 @@ def test_one_ray_worker_on_the_gpu_equals_local_mode(tmp_path: Path) -> None:
         update={"resources": through_ray.resources.model_copy(update={"driver": "ray", "gpus_per_worker": 1.0})}
     )
     assert losses(train(through_ray)) == pytest.approx(local, rel=1e-3)
+
+
+@pytest.mark.cluster
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs here")
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_fsdp_over_two_gpus_equals_ddp_and_one(precision: str, tmp_path: Path) -> None:
+    """NCCL, one process a GPU, batches in pieces; a run that fsdp began, one GPU ends."""
+
+    def through_ray(name: str, strategy: str, **more: Any) -> Job:
+        plain = job(tmp_path / name, precision=precision, accumulate=2)
+        network = plain.network.model_copy(update={"normalization": "group"})
+        asked = {"driver": "ray", "workers": 2, "gpus_per_worker": 1.0, "strategy": strategy} | more
+        resources = plain.resources.model_copy(update=asked)
+        return plain.model_copy(update={"network": network, "resources": resources})
+
+    tolerance = 1e-3 if precision == "float32" else 2e-2
+    fsdp = train(through_ray("fsdp", "fsdp"))
+    expected = losses(train(through_ray("ddp", "ddp")))
+    assert losses(fsdp) == pytest.approx(expected, rel=tolerance)
+    shutil.rmtree(fsdp / "checkpoints" / "epoch-00003")
+    (fsdp / "result.json").unlink()
+    alone = through_ray("fsdp", "fsdp", workers=1, driver="local").model_copy(update={"resume": True})
+    assert losses(train(alone)) == pytest.approx(expected, rel=tolerance)
