@@ -21,7 +21,7 @@ from raynn.penalties import divergence, negative_entropy, state_penalty
 from raynn.perturbation import StepKey, climbed, perturbed_weights
 from raynn.randomness import again, component_salts, normal
 from raynn.regularization import RegularizationSettings
-from raynn.sharding import bare, in_step, norms, own, unsummed
+from raynn.sharding import average_gradients, bare, in_step, norms, own, unsummed
 
 SMALLEST_NORM = 1e-3  # of a unit's weights, in adaptive clipping (Brock et al. 2021, section 4)
 NOISE_DECAY = 0.55  # gamma of Neelakantan et al. 2015, eq. 1
@@ -70,6 +70,7 @@ def _backward(job: Job, knobs: RegularizationSettings, network: nn.Module, share
             loss = training_losses(job, knobs, network, piece, key).sum() * counts
             (loss * (workers.count / share.global_rows)).backward()
         total += loss.detach()
+    average_gradients(network, workers)
     return total
 
 

@@ -28,6 +28,7 @@ from torch.linalg import vector_norm
 from raynn.collectives import Workers
 
 T = TypeVar("T")
+BUCKET_BYTES = 25 * 2**20  # as torch's DDP has it
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
@@ -113,15 +114,45 @@ def _no_views(module: nn.Module, inputs: object, outputs: Any) -> Any:
 
 def data_parallel(model: nn.Module, workers: Workers) -> nn.Module:
     """The model, averaging gradients over workers as they become ready; itself where there is one worker, or where its
-    weights are cut, which do so.
+    weights are cut, which do so. On CPUs itself, too, and `average_gradients` does it after the backward pass: there is
+    nothing to overlap where the sums are the work of the same cores, and torch's DDP loads its compiler, which takes
+    each worker 1.7 s.
     """
-    if workers.count == 1 or is_cut(model):
+    if workers.count == 1 or is_cut(model) or workers.device.type != "cuda":
         return model
-    devices = [workers.device] if workers.device.type == "cuda" else None
-    network = nn.parallel.DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+    network = nn.parallel.DistributedDataParallel(model, device_ids=[workers.device], gradient_as_bucket_view=True)
     # buffers agree on every worker by construction (GlobalBatchNorm); as an attribute the name outlives torch 2.13
     network.broadcast_buffers = False
     return network
+
+
+def average_gradients(network: nn.Module, workers: Workers) -> None:
+    """The mean over workers of each gradient, where the network does not see to that itself; a small network's in one
+    sum. A weight without a gradient on this worker counts as one whose gradient is zero.
+    """
+    if workers.count == 1 or is_cut(network) or isinstance(network, nn.parallel.DistributedDataParallel):
+        return
+    for bucket in _buckets([parameter for parameter in network.parameters() if parameter.requires_grad]):
+        gradients = [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in bucket]
+        mean = workers.sum(torch.cat([gradient.flatten() for gradient in gradients])).div_(workers.count)
+        for parameter, gradient, part in zip(
+            bucket, gradients, mean.split([gradient.numel() for gradient in gradients]), strict=True
+        ):
+            parameter.grad = gradient.copy_(part.view_as(gradient))
+
+
+def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """One after the other, as many as there is room for in BUCKET_BYTES; a larger one alone."""
+    bucket: list[nn.Parameter] = []
+    size = 0
+    for parameter in parameters:
+        if bucket and size + parameter.nbytes > BUCKET_BYTES:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(parameter)
+        size += parameter.nbytes
+    if bucket:
+        yield bucket
 
 
 def bare(network: nn.Module) -> nn.Module:

@@ -13,11 +13,12 @@ from knob_cases import BENCHES, ON, WITH, Bench, defined, fresh, job_for, train
 from processes import run_on_workers
 from torch import Tensor, nn
 
+from raynn import sharding
 from raynn.checkpoint import load_newest, save_checkpoint
 from raynn.collectives import Workers
 from raynn.job import Job
 from raynn.loop import Record, TrainingState
-from raynn.sharding import blocks, gathered, place, uncuttable, weight_bytes
+from raynn.sharding import average_gradients, blocks, gathered, place, uncuttable, weight_bytes
 
 CLOCK = ("seconds", "examples_per_second")  # what two equal runs may differ in
 PAIRS = defined()
@@ -319,3 +320,20 @@ def test_a_number_without_an_axis_is_found() -> None:
     assert uncuttable(model) is None
     model.scale = nn.Parameter(torch.tensor(1.0))
     assert uncuttable(model) == "scale"
+
+
+def averaged(workers: Workers) -> list[list[float] | None]:
+    """Gradients of weights that fit in one bucket, in none, and that only the second worker has."""
+    sharding.BUCKET_BYTES = 16  # in a process of its own
+    network = nn.ParameterList([nn.Parameter(torch.zeros(shape)) for shape in ((2,), (3, 2), (2,), (1,))])
+    for place_, parameter in enumerate(network[:3] if workers.rank else network[:2]):
+        parameter.grad = torch.full_like(parameter, 10.0 * place_ + workers.rank)
+    network[1].grad = torch.arange(6.0).reshape(2, 3).T * (workers.rank + 1)  # not row after row
+    network[3].requires_grad = False
+    average_gradients(network, workers)
+    return [None if parameter.grad is None else parameter.grad.flatten().tolist() for parameter in network]
+
+
+def test_gradients_are_averaged_in_buckets(tmp_path: Path) -> None:
+    first, second = run_on_workers(averaged, 2, tmp_path)
+    assert first == second == [[0.5, 0.5], [0.0, 4.5, 1.5, 6.0, 3.0, 7.5], [10.5, 10.5], None]
