@@ -59,7 +59,7 @@ def averagings() -> dict[str, dict[str, float]]:
     for name, width in widths.items():
         x_BF, y_B = torch.randn(128, 100), torch.randint(0, 2, (128,))
         ways = {
-            "DDP as raynn has it": step_of(width, x_BF, y_B, gradient_as_bucket_view=True),
+            "DDP, its own buckets": step_of(width, x_BF, y_B, gradient_as_bucket_view=True),
             "DDP, one bucket": step_of(width, x_BF, y_B, gradient_as_bucket_view=True, bucket_cap_mb=1000),
             "DDP, static graph": step_of(width, x_BF, y_B, gradient_as_bucket_view=True, static_graph=True),
             "one flat all-reduce after the backward pass": flat_step_of(width, x_BF, y_B),
