@@ -157,8 +157,8 @@ def _timed(
 
 
 def _fewest(job: Job) -> int:
-    """Rows of a batch each of whose pieces has two, without which nothing can be normalized over them."""
-    return min(2 * job.optimization.accumulate, job.optimization.global_batch_size)
+    """Two rows, without which nothing can be normalized over them."""
+    return min(2, job.optimization.global_batch_size)
 
 
 def _rehearsing(job: Job, batch_rows: int, epochs: int) -> Job:

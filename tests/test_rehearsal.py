@@ -75,10 +75,10 @@ def test_what_workers_add_up() -> None:
 
 
 def test_batches_that_are_normalized_are_of_two_rows_at_least() -> None:
-    optimization = {"global_batch_size": 16, "accumulate": 4}
+    optimization = {"global_batch_size": 16}
     cnn = {"kind": "cnn", "channels": [4], "normalization": "batch"}
     job, prepared = digits(cnn, optimization=optimization, resources={"workers": 16})
-    assert [rows for rows, _ in rehearsed(job, prepared).compute.points] == [8, 16]
+    assert [rows for rows, _ in rehearsed(job, prepared).compute.points] == [2, 4, 16]
 
 
 def test_no_step_is_begun_that_the_time_does_not_allow() -> None:
