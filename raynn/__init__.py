@@ -36,6 +36,7 @@ dashboard.
     director.py        what a search does next: a function of its ledger
     progress.py        one line of progress, drawn from the run folder
     estimate.py        how long a search will take
+    scaling.py         when another worker stops helping
     generators.py      data made up by a formula, with the best figure known
     mnist1d.py         ten shapes hidden in noise
     corpora.py         Python's standard library as text
@@ -111,6 +112,7 @@ dashboard.
     loop.py            THE PAGE: a generator that yields one record per epoch
     training.py        one run on one worker, whoever started it
     placement.py       which rows a worker holds, and where
+    rehearsal.py       a few steps of a job's network: what they take, and what they hold in memory
     probe.py           what a Ray cluster is, and what each of its nodes sees
     nodes.py           what is wrong with the nodes as they see data and storage
     capacity.py        room for a job's workers, had, waited for or impossible

@@ -21,7 +21,9 @@ from raynn.placement import expected_residence
 from raynn.preparation import located, split_summary
 from raynn.readiness import Finding, asked_of, cluster_lines, findings_here, findings_there, packages
 from raynn.regularization import knob_specs
+from raynn.rehearsal import rehearse
 from raynn.rules import RULES
+from raynn.scaling import DEFAULT_LINK, link_of, scaling_lines, steps, worthwhile
 from raynn.sharding import weight_bytes
 from raynn.shards import free_memory_bytes
 from raynn.splits import NAMES, TRAIN
@@ -34,8 +36,13 @@ from raynn.upload import measured
 Answer = dict[str, Any]
 
 
-def check(address: str | None, path: str | None, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
+def check(
+    address: str | None, path: str | None, overrides: Sequence[str], link: str = DEFAULT_LINK
+) -> tuple[Answer, list[str]]:
     """This machine or a job; and the cluster at the address, RAY_ADDRESS by default.
+
+    Args:
+        link: what joins the workers that the estimate is for.
 
     Raises:
         UserError: something would fail.
@@ -46,7 +53,7 @@ def check(address: str | None, path: str | None, overrides: Sequence[str]) -> tu
     elif address and address.startswith("http"):
         answer, lines = {}, []  # data and storage are the cluster's: its nodes are asked for them
     else:
-        answer, lines = check_job(path, overrides)
+        answer, lines = check_job(path, overrides, link)
     if address:
         more, found = check_cluster(address, path, overrides)
         answer, lines = answer | more, [*lines, *found]
@@ -104,13 +111,14 @@ def check_machine() -> tuple[Answer, list[str]]:
     return answer, lines
 
 
-def check_job(path: str, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
-    """Everything of a job but the training: reads the data, infers columns, splits, fits, builds the network.
+def check_job(path: str, overrides: Sequence[str], link: str = DEFAULT_LINK) -> tuple[Answer, list[str]]:
+    """Everything of a job but the training: reads the data, infers columns, splits, fits, builds the network, and tries
+    a few steps for what they take.
 
     Raises:
         UserError: what training would raise before its first step.
     """
-    job = Job.load(path, overrides)
+    job, over = Job.load(path, overrides), link_of(link)
     storage = open_storage(job.storage)
     uses_ray(job)  # raises where the driver cannot be had
     understood = understand_job(job, Path(path).parent)
@@ -125,7 +133,7 @@ def check_job(path: str, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
         for spec in (*understood.plan.features, *prepared.preprocessing.targets)
     }
     rows = {name: prepared.encoded.num_rows(split) for split, name in NAMES.items()}
-    answer = {
+    answer: Answer = {
         "job": job.name,
         "task": prepared.task,
         "target": targets[0] if len(targets) == 1 else targets,
@@ -140,9 +148,35 @@ def check_job(path: str, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
         "storage": str(storage),
     }
     residence = expected_residence(prepared.encoded, job)
-    answer["memory"] = asdict(residence)
     share = weight_bytes(model, job.resources.strategy, job.resources.min_workers)
     answer["weights"] = {"strategy": job.resources.strategy, "worker_bytes": share[0], "gathered_bytes": share[1]}
+    tried = rehearse(job, prepared.preprocessing, prepared.encoded, residence)
+    held = {f"{name}_bytes": size for name, size in asdict(tried.memory).items()}
+    answer["memory"] = asdict(residence) | held | {"total_bytes": tried.memory.total}
+    batch_rows = job.optimization.global_batch_size
+    table = steps(tried.compute, tried.traffic, over, batch_rows, lanes.count)
+    answer["scaling"] = {
+        "measured": [{"rows": rows, "step_s": seconds} for rows, seconds in tried.compute.points],
+        "threads": tried.threads,
+        "device": tried.device,
+        "gradient_bytes": tried.traffic.gradient_bytes,
+        "small_sums": tried.traffic.small_sums,
+        "link": asdict(over),
+        "steps": [
+            {
+                "workers": step.workers,
+                "step_s": step.seconds,
+                "communication_share": step.share,
+                "speedup": step.speedup,
+                "efficiency": step.efficiency,
+                "weak_efficiency": step.weak_efficiency,
+            }
+            for step in table
+        ],
+        "worthwhile_workers": worthwhile(table),
+    }
+    size, step_s = tried.compute.points[-1]
+    with_what = f"{tried.threads} thread{'s' if tried.threads > 1 else ''}" if tried.device == "cpu" else "a GPU"
     width = max(len(name) for name in columns)
     of = f" of {', '.join(map(repr, targets))}" if targets else ""
     lines = [f"{job.name}: {prepared.task}{of} ({prepared.task_reason})"]
@@ -157,6 +191,9 @@ def check_job(path: str, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
         f"{job.optimization.global_batch_size} rows, from {lanes.count} lanes",
         str(residence),
         _weights_line(job, *share),
+        str(tried.memory),
+        f"a step of {size} rows takes {1000 * step_s:.3g} ms here, with {with_what}; how many workers like this help:",
+        *scaling_lines(tried.compute, tried.traffic, over, batch_rows, lanes.count),
         f"nothing would stop it; next: {shlex.join(['raynn', 'train', path, *overrides])}",
     ]
     return answer, lines

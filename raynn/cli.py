@@ -27,6 +27,7 @@ from raynn.answers import (  # noqa: E402
     with_interval,
 )
 from raynn.errors import Detached, RaynnError, UserError  # noqa: E402
+from raynn.scaling import DEFAULT_LINK, LINKS  # noqa: E402
 from raynn.termination import heed_termination  # noqa: E402
 
 if TYPE_CHECKING:
@@ -307,7 +308,7 @@ def check(options: argparse.Namespace) -> tuple[Answer, str]:
     """The machine, the cluster, the job: what would fail, and the remedy."""
     from raynn.check import check as check_all
 
-    answer, lines = check_all(options.address, options.job, options.overrides)
+    answer, lines = check_all(options.address, options.job, options.overrides, options.link)
     return answer, "\n".join(lines)
 
 
@@ -482,6 +483,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("check", check)
     sub.add_argument("job", nargs="?", metavar="JOB.yaml")
     sub.add_argument("--address", metavar="URL", help="of a cluster's dashboard; default: RAY_ADDRESS")
+    links = ", ".join(LINKS)
+    sub.add_argument("--link", default=DEFAULT_LINK, help=f"what joins workers, for the estimate: {links}, or 25 GbE")
     sub.add_argument("overrides", nargs="*", metavar="dotted.key=value")
     add("schema", schema)
     sub = add("list", list_all)

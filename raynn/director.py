@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from raynn.ledger import Direction, Ledger, Status, Trial, Values, Verdict, alive, value_at
-from raynn.race import Scheduler
+from raynn.ledger import Direction, Ledger, Searched, Status, Trial, Values, Verdict, alive, value_at
+from raynn.race import News, Scheduler
 
 Suggestion = tuple[Values, Values]  # settings by dotted path, and what the algorithm notes with them
 Suggest = Callable[[int, Sequence[Trial]], Suggestion | None]
@@ -62,6 +62,8 @@ class Director:
         self.exhausted = False  # the algorithm has nothing left to suggest
         self.over = False
         # begun in an earlier session, which ended without a word: they go first, in their order
+        self._values: dict[int, tuple[list[dict[str, float]], int, float | None]] = {}
+        self._news = News()  # of those that have not been held against the target yet
         self._left = [trial.number for trial in ledger.trials if trial.status in ("waiting", "running")]
 
     def next(self) -> Trial | None:
@@ -78,7 +80,7 @@ class Director:
     @property
     def num_running(self) -> int:
         """Trials that are being run now."""
-        return sum(trial.status == "running" for trial in self.trials) - len(self._left_running)
+        return self.ledger.counts["running"] - len(self._left_running)
 
     @property
     def trials(self) -> list[Trial]:
@@ -86,9 +88,9 @@ class Director:
         return self.ledger.trials
 
     @property
-    def searched(self) -> list[Trial]:
+    def searched(self) -> Searched:
         """The trials of the search itself, without repeats."""
-        return [trial for trial in self.trials if trial.origin != "repeat"]
+        return self.ledger.searched
 
     def reported(self, trial: Trial, record: Mapping[str, float], last: bool = False) -> Verdict:
         """A trial's next epoch, after which it goes on, pauses or is cut; not so its `last`, after which it has come to
@@ -99,7 +101,7 @@ class Director:
     def ended(self, trial: Trial, status: Status, reason: str) -> None:
         """A trial came to its own end, or failed."""
         self.ledger.become(trial, status, reason)
-        failed = sum(other.status == "failed" for other in self.trials)
+        failed = self.ledger.counts["failed"]
         if failed > self.limits.failed_trials:
             self.end(f"{failed} trials failed, and search.max_failed_trials = {self.limits.failed_trials}")
         self._stop_where_enough()
@@ -120,10 +122,19 @@ class Director:
         """Trials with a finite value that did not fail, the best first; of equals the one that began first."""
         valued = []
         for trial in self.searched if trials is None else trials:
-            value = value_at(trial, trial.epochs, self.metric, self.direction)
+            value = self._value(trial)
             if value is not None and math.isfinite(value) and trial.status != "failed":
                 valued.append((value if self.direction == "min" else -value, trial.number, trial))
         return [trial for _, _, trial in sorted(valued, key=lambda item: item[:2])]
+
+    def _value(self, trial: Trial) -> float | None:
+        """A trial's best value so far, worked out once for each epoch."""
+        records, num = trial.records, trial.epochs
+        known = self._values.get(trial.number)
+        if known is None or known[0] is not records or known[1] != num:
+            known = records, num, value_at(trial, num, self.metric, self.direction)
+            self._values[trial.number] = known
+        return known[2]
 
     @property
     def _left_running(self) -> list[int]:
@@ -176,7 +187,8 @@ class Director:
             self.end(f"the budget of {limits.device_seconds / 3600:g} device-hours is used up")
         if limits.target is None:
             return
-        for best in self.ranked()[:1]:
+        changed = [self.searched[place] for place in self._news.of(self.searched)]
+        for best in self.ranked(changed)[:1]:
             value = value_at(best, best.epochs, self.metric, self.direction)
             assert value is not None
             if (value <= limits.target) if self.direction == "min" else (value >= limits.target):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raynn.ledger import Ledger, Trial
+from raynn.ledger import Ledger
 from raynn.progress import duration
 
 
@@ -80,7 +82,8 @@ def seconds_left(
     trained = sum(trial.epochs for trial in ledger.trials)
     epoch_s = ledger.busy_seconds / trained if trained >= max(2, concurrent) else pace.epoch_s
     going = [trial for trial in searched if not trial.ended]
-    to_come = sum(max(_further(trial, ended, max_epochs) if enough else epochs - trial.epochs, 0.5) for trial in going)
+    further = Further(ended, max_epochs)
+    to_come = sum(max(further.of(trial.epochs) if enough else epochs - trial.epochs, 0.5) for trial in going)
     to_come += max(0, num_trials - len(searched)) * epochs
     repeated = [trial for trial in ledger.trials if trial.origin == "repeat"]
     own_end = [trial.epochs for trial in searched if trial.status in ("finished", "stopped_early")]
@@ -90,7 +93,19 @@ def seconds_left(
     return to_come * epoch_s / max(1, min(concurrent, num_trials + repeats))
 
 
-def _further(trial: Trial, ended: Sequence[int], max_epochs: int) -> float:
-    """Epochs that a trial still trains, given how many it has: as those that came as far did."""
-    as_far = [epochs for epochs in ended if epochs > trial.epochs]
-    return sum(as_far) / len(as_far) - trial.epochs if as_far else (max_epochs - trial.epochs) / 2
+class Further:
+    """Epochs that a trial still trains, given how many it has: as those that came as far did.
+
+    Args:
+        ended: epochs of the trials that have ended.
+    """
+
+    def __init__(self, ended: Sequence[int], max_epochs: int) -> None:
+        self.ended, self.max_epochs = sorted(ended), max_epochs
+        self.up_to = [0, *itertools.accumulate(self.ended)]  # the sum of the first so many
+
+    def of(self, epochs: int) -> float:
+        """For one that has so many."""
+        first = bisect_right(self.ended, epochs)
+        as_far = len(self.ended) - first
+        return (self.up_to[-1] - self.up_to[first]) / as_far - epochs if as_far else (self.max_epochs - epochs) / 2

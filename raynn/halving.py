@@ -8,6 +8,7 @@ at different rungs, each promoting among its own.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -15,8 +16,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from raynn.ledger import Resume, Trial, Verdict
-from raynn.race import Race, Scheduler, Standings, competing, ordinal
+from raynn.ledger import Resume, Searched, Trial, Verdict
+from raynn.race import Entry, News, Others, Race, Scheduler, Standings, competing, ordinal, place_of
 from raynn.settings import Settings
 
 GracePeriod = Annotated[int, Field(ge=1, description="epochs that every trial trains: the lowest rung")]
@@ -68,18 +69,23 @@ class Asha(Scheduler):
     rungs: tuple[int, ...]
     reduction_factor: int
 
+    @cached_property
+    def _standings(self) -> Standings:
+        return Standings(self.race, self.rungs)
+
     def decide(self, trial: Trial, trials: Sequence[Trial]) -> Verdict:
         """At a rung: whether the trial is among the best so far."""
         rung = trial.epochs
         if rung not in self.rungs or trial.origin == "repeat":
             return Verdict("go_on")
-        standing = self.race.standing(trials, rung)
+        standing = self._standings.of(trials)[rung]
         own = self.race.score(trial, rung)
-        others = [score for score, number in standing if number != trial.number]
-        if own is None or not others:
+        place = None if own is None else _place_of(standing, (own, trial.number))
+        others = Others(standing, place)
+        if own is None or not len(others):
             return Verdict("go_on", f"rung {rung} epochs: the first there goes on")
         cutoff = _quantile(others, self.reduction_factor)
-        report = _place(self.race, trial.number, standing, rung)
+        report = _report(self.race, standing, place, rung)
         share = _share(self.reduction_factor)
         if own > cutoff:
             return Verdict("cut", f"{report}, the best {share} goes on, up to {self.race.shown(cutoff)}")
@@ -98,7 +104,9 @@ class Bracket:
     def _standings(self) -> Standings:
         return Standings(self.race, self.rungs)
 
-    def promotion(self, trials: Sequence[Trial], last: bool, deciding: int | None = None) -> tuple[int, Resume] | None:
+    def promotion(
+        self, trials: Sequence[Trial], last: bool, deciding: Trial | None = None
+    ) -> tuple[int, Resume] | None:
         """Rung and trial of the next promotion: from the highest rung where one of the best 1 / reduction_factor still
         waits, the best of those.
 
@@ -106,23 +114,23 @@ class Bracket:
             trials: of this bracket.
             last: no other trial will come. Then a rung of fewer than reduction_factor trials, where the algorithm
                 would wait for others for ever, sends its best on: the search ends with a trial trained to the end.
-            deciding: the number of a trial that has just come to a rung, and counts as one that waits.
+            deciding: a trial that has just come to a rung, and counts as one that waits.
         """
-        waiting: dict[int, set[int]] = {}
-        for trial in trials:
-            if trial.status == "paused" or trial.number == deciding:
-                waiting.setdefault(trial.epochs, set()).add(trial.number)
-        standings = self._standings.of(trials)
+        standings = self._standings
+        standings.of(trials)
         for rung in reversed(self.rungs):
-            standing = standings[rung]
-            if rung not in waiting:
+            standing, waiting = standings.at[rung], standings.waiting[rung][:1]
+            if deciding is not None and deciding.epochs == rung and (own := standings.entry(deciding.number, rung)):
+                waiting.append(own)
+            if not waiting:
                 continue
             num = max(len(standing) // self.reduction_factor, int(last))
-            for _, number in standing[:num]:
-                if number in waiting[rung]:
-                    share = _share(self.reduction_factor) if num * self.reduction_factor <= len(standing) else "one"
-                    report = _place(self.race, number, standing, rung)
-                    return rung, Resume(number, f"{report}, the best {share} goes on")
+            best = min(waiting)
+            place = standings.place(best, rung)
+            if place < num:
+                share = _share(self.reduction_factor) if num * self.reduction_factor <= len(standing) else "one"
+                report = _report(self.race, standing, place, rung)
+                return rung, Resume(best[1], f"{report}, the best {share} goes on")
         return None
 
     def decide(self, trial: Trial, trials: Sequence[Trial]) -> Verdict:
@@ -130,16 +138,27 @@ class Bracket:
         rung = trial.epochs
         if rung not in self.rungs:
             return Verdict("go_on")
-        next_one = self.promotion(trials, last=False, deciding=trial.number)
+        next_one = self.promotion(trials, last=False, deciding=trial)
         if next_one is not None and next_one[1].number == trial.number:
             return Verdict("go_on", next_one[1].reason)
-        report = _place(self.race, trial.number, self._standings.of(trials)[rung], rung)
-        return Verdict("pause", f"{report}, waits to be among the best {_share(self.reduction_factor)}")
+        return Verdict(
+            "pause", f"{self._report(trial, trials)}, waits to be among the best {_share(self.reduction_factor)}"
+        )
 
     def left_behind(self, trial: Trial, trials: Sequence[Trial]) -> str:
         """Why a paused trial will not go on."""
-        report = _place(self.race, trial.number, self.race.standing(trials, trial.epochs), trial.epochs)
-        return f"{report}, the best {_share(self.reduction_factor)} went on"
+        return f"{self._report(trial, trials)}, the best {_share(self.reduction_factor)} went on"
+
+    def going(self, trials: Sequence[Trial]) -> bool:
+        """Whether one of the trials runs, or waits to be begun."""
+        self._standings.of(trials)
+        return bool(self._standings.going)
+
+    def _report(self, trial: Trial, trials: Sequence[Trial]) -> str:
+        """Where a trial stands at the rung it has come to."""
+        standing = self._standings.of(trials)[trial.epochs]
+        entry = self._standings.entry(trial.number, trial.epochs)
+        return _report(self.race, standing, entry and _place_of(standing, entry), trial.epochs)
 
 
 @dataclass(frozen=True)
@@ -157,16 +176,16 @@ class Promoting(Scheduler):
         """At a rung of its bracket: it waits, or goes on at once."""
         if trial.origin == "repeat":
             return Verdict("go_on")
-        for bracket, members in self._dealt(trials):
-            if any(member.number == trial.number for member in members):
-                return bracket.decide(trial, members)
-        raise AssertionError(f"trial {trial.number} is not among the trials")
+        trying = competing(trials)
+        place = place_of(trial, trying)
+        bracket, members = self._dealt(trying)[self.deal[place % len(self.deal)]]
+        return bracket.decide(trial, members)
 
     def resume(self, trials: Sequence[Trial], more: bool = True) -> Resume | None:
         """The next promotion, from the highest rung of all brackets."""
         found = []
         for bracket, members in self._dealt(trials):
-            last = not more and all(member.ended or member.status == "paused" for member in members)
+            last = not more and not bracket.going(members)
             if (next_one := bracket.promotion(members, last)) is not None:
                 found.append(next_one)
         return max(found, key=lambda one: (one[0], -one[1].number))[1] if found else None
@@ -187,14 +206,33 @@ class Promoting(Scheduler):
             if trial.status == "paused"
         )
 
-    def _dealt(self, trials: Sequence[Trial]) -> list[tuple[Bracket, list[Trial]]]:
+    @cached_property
+    def _hands(self) -> Hands:
+        return Hands(self.deal, len(self.brackets))
+
+    def _dealt(self, trials: Sequence[Trial]) -> list[tuple[Bracket, Sequence[Trial]]]:
         trying = competing(trials)
         if len(self.brackets) == 1:
             return [(self.brackets[0], trying)]
-        members: list[list[Trial]] = [[] for _ in self.brackets]
-        for place, trial in enumerate(trying):
-            members[self.deal[place % len(self.deal)]].append(trial)
-        return list(zip(self.brackets, members, strict=True))
+        return list(zip(self.brackets, self._hands.of(trying), strict=True))
+
+
+class Hands:
+    """Trials dealt to brackets by their places; of a search's own only what has changed is dealt again."""
+
+    def __init__(self, deal: Sequence[int], num: int) -> None:
+        self.deal, self.num = deal, num
+        self._news, self._hands = News(), [Searched() for _ in range(num)]
+
+    def of(self, trials: Sequence[Trial]) -> Sequence[Sequence[Trial]]:
+        """The trials of each bracket, in their order."""
+        places = self._news.of(trials)
+        if len(places) == len(trials):  # seen for the first time, or no search's own
+            self._hands = [Searched() for _ in range(self.num)]
+        for place in sorted(places):
+            hand = self._hands[self.deal[place % len(self.deal)]]
+            hand.changed(trials[place]) if trials[place].number in hand.places else hand.add(trials[place])
+        return self._hands
 
 
 def asha(settings: AshaSettings, race: Race) -> Asha:
@@ -241,7 +279,7 @@ def _deal(sizes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(i for _, i in sorted(places))
 
 
-def _quantile(scores: Sequence[float], reduction_factor: int) -> float:
+def _quantile(scores: Others, reduction_factor: int) -> float:
     """Of sorted scores, the one that the best 1 / reduction_factor are up to, interpolated linearly."""
     below, fraction = divmod(len(scores) - 1, reduction_factor)
     low = scores[below]
@@ -250,12 +288,17 @@ def _quantile(scores: Sequence[float], reduction_factor: int) -> float:
     return low + (scores[below + 1] - low) * (fraction / reduction_factor)
 
 
-def _place(race: Race, number: int, standing: Sequence[tuple[float, int]], rung: int) -> str:
+def _place_of(standing: Sequence[Entry], entry: Entry) -> int | None:
+    """The place, from 0, of an entry; None where it is not there."""
+    place = bisect_left(standing, entry)
+    return place if place < len(standing) and standing[place] == entry else None
+
+
+def _report(race: Race, standing: Sequence[Entry], place: int | None, rung: int) -> str:
     """`rung 4 epochs: val/loss 0.61 is 7th of 9`."""
-    for place, (score, other) in enumerate(standing, start=1):
-        if other == number:
-            return f"rung {rung} epochs: {race.shown(score)} is {ordinal(place)} of {len(standing)}"
-    return f"rung {rung} epochs: nothing is recorded of {race.metric}"
+    if place is None:
+        return f"rung {rung} epochs: nothing is recorded of {race.metric}"
+    return f"rung {rung} epochs: {race.shown(standing[place][0])} is {ordinal(place + 1)} of {len(standing)}"
 
 
 def _share(reduction_factor: int) -> str:

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -96,6 +97,28 @@ def value_at(trial: Trial, epochs: int, metric: str, direction: Direction) -> fl
     return min(known) if direction == "min" else max(known)
 
 
+class Searched(list[Trial]):
+    """The trials of the search itself, without repeats, in their order; and which of them have changed, so that who
+    looks again need not look at all of them.
+    """
+
+    def __init__(self, trials: Iterable[Trial] = ()) -> None:
+        super().__init__(trials)
+        self.changes = list(range(len(self)))  # places of those that changed, one after another
+        self.places = {trial.number: place for place, trial in enumerate(self)}
+
+    def add(self, trial: Trial) -> None:
+        """One more."""
+        self.places[trial.number] = len(self)
+        self.append(trial)
+        self.changed(trial)
+
+    def changed(self, trial: Trial) -> None:
+        """A trial is not what it was; nothing of one that is not among these."""
+        if trial.number in self.places:
+            self.changes.append(self.places[trial.number])
+
+
 class Ledger:
     """The trials of a search by number, and the journal that every change to them is written to first.
 
@@ -106,6 +129,8 @@ class Ledger:
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self.trials: list[Trial] = []
+        self.searched = Searched()
+        self.counts: Counter[Status] = Counter()  # trials by status
         self.facts: Values = {}  # of the search itself: what was estimated, ...
         self.seconds = 0.0  # of work on this search, over all its sessions
         self.busy_seconds = 0.0  # the same, counted once for each trial that ran
@@ -134,10 +159,12 @@ class Ledger:
         if int(record["epoch"]) <= trial.epochs:
             return Verdict("go_on")
         trial.records.append(dict(record))
+        self.searched.changed(trial)
         try:
             verdict = decide(trial)
         finally:
             trial.records.pop()
+            self.searched.changed(trial)
         self._write({"event": "epoch", "trial": trial.number, "record": dict(record), "verdict": asdict(verdict)})
         return verdict
 
@@ -176,7 +203,7 @@ class Ledger:
         if kind != "session" and self._last_at is not None:
             passed = max(0.0, event["at"] - self._last_at)
             self.seconds += passed
-            self.busy_seconds += passed * sum(trial.status == "running" for trial in self.trials)
+            self.busy_seconds += passed * self.counts["running"]
         self._last_at = event["at"]
         if kind == "session":
             return
@@ -184,15 +211,19 @@ class Ledger:
             self.facts |= event["facts"]
             return
         if kind == "trial":
-            self.trials.append(Trial(len(self.trials), event["settings"], event["origin"], event["notes"]))
+            trial = Trial(len(self.trials), event["settings"], event["origin"], event["notes"])
+            self.trials.append(trial)
+            self.counts[trial.status] += 1
+            if trial.origin != "repeat":
+                self.searched.add(trial)
             return
         trial = self.trials[event["trial"]]
         if kind == "epoch":
             trial.records.append(event["record"])
             after: dict[str, Status] = {"go_on": "running", "pause": "paused", "cut": "cut"}
-            trial.status, trial.reason = after[event["verdict"]["kind"]], event["verdict"]["reason"]
+            self._become(trial, after[event["verdict"]["kind"]], event["verdict"]["reason"])
         elif kind == "status":
-            trial.status, trial.reason = event["status"], event["reason"]
+            self._become(trial, event["status"], event["reason"])
         elif kind == "exploit":
             donor = self.trials[event["donor"]]
             trial.left.append(replace(trial, left=[]))
@@ -200,6 +231,12 @@ class Ledger:
             trial.changes = [*donor.changes, Change(donor.epochs, event["settings"])]
             trial.settings = donor.settings
             trial.notes = trial.notes | {"donor": donor.number}
+        self.searched.changed(trial)
+
+    def _become(self, trial: Trial, status: Status, reason: str) -> None:
+        self.counts[trial.status] -= 1
+        self.counts[status] += 1
+        trial.status, trial.reason = status, reason
 
 
 def _read(path: Path) -> Iterator[dict[str, Any]]:

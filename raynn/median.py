@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from raynn.ledger import Trial, Verdict
-from raynn.race import Race, Scheduler, stands
+from raynn.race import Others, Race, Scheduler, Standings
 from raynn.settings import Settings
 
 
@@ -36,16 +36,22 @@ class Median(Scheduler):
     grace_period: int
     min_trials: int
 
+    @cached_property
+    def _standings(self) -> Standings:
+        return Standings(self.race, range(self.grace_period, self.race.max_epochs), self.race.average)
+
     def decide(self, trial: Trial, trials: Sequence[Trial]) -> Verdict:
         """From `grace_period` epochs on, after every epoch."""
         epochs = trial.epochs
         own = self.race.score(trial, epochs)
         if trial.origin == "repeat" or not self.grace_period <= epochs < self.race.max_epochs or own is None:
             return Verdict("go_on")
-        others = [self.race.average(t, epochs) for t in trials if t.number != trial.number and stands(t, epochs)]
+        standing = self._standings.of(trials)[epochs]
+        entry = self._standings.entry(trial.number, epochs)
+        others = Others(standing, entry and self._standings.place(entry, epochs))
         if len(others) < self.min_trials:
             return Verdict("go_on", f"epoch {epochs}: {len(others)} others have come as far, of {self.min_trials}")
-        middle = median(others)
+        middle = (others[(len(others) - 1) // 2] + others[len(others) // 2]) / 2
         report = f"epoch {epochs}: {self.race.shown(own)} against the median of {len(others)} others' averages"
         verdict = f"{report}, {self.race.shown(middle).removeprefix(self.race.metric + ' ')}"
         return Verdict("cut" if own > middle else "go_on", verdict)

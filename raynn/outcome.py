@@ -82,9 +82,11 @@ def repeated(
     trials: Sequence[Trial], ranked: Sequence[Trial], metric: str, direction: Direction
 ) -> list[dict[str, Any]]:
     """The best trials with their values over seeds: number, values, mean, standard deviation; the best mean first."""
-    found = []
+    found, repeats = [], dict[Any, list[Trial]]()
+    for repeat in (trial for trial in trials if trial.origin == "repeat"):
+        repeats.setdefault(repeat.notes.get("of"), []).append(repeat)
     for trial in ranked:
-        again = [t for t in trials if t.origin == "repeat" and t.notes.get("of") == trial.number]
+        again = repeats.get(trial.number, [])
         values = [value_at(t, t.epochs, metric, direction) for t in [trial, *again] if t.status != "failed"]
         known = [value for value in values if value is not None and math.isfinite(value)]
         if again and known:

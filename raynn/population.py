@@ -124,7 +124,7 @@ class Population(Scheduler):
         number = min(waiting)
         return Resume(number, f"{self._report(waiting[number], ranking, epochs)}, goes on as it is")
 
-    def _takes_over(self, trial: Trial, ranking: list[int], num: int, epochs: int, members: list[Trial]) -> Resume:
+    def _takes_over(self, trial: Trial, ranking: list[int], num: int, epochs: int, members: Sequence[Trial]) -> Resume:
         report = self._report(trial, ranking, epochs)
         if _before(trial, epochs) is not trial:  # killed between taking over and going on
             return Resume(trial.number, f"{report}, goes on with what it has taken over")

@@ -11,7 +11,7 @@ import math
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import cache, reduce
 from operator import or_
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -126,12 +126,13 @@ def members_of(annotation: Any) -> tuple[Any, ...]:
 
 def fields_of(annotation: Any) -> dict[str, Any]:
     """Name and type of the keys of a section, or of all sections of a union."""
-    return {
-        name: _field_type(field)
-        for member in members_of(annotation)
-        if is_section(member)
-        for name, field in member.model_fields.items()
-    }
+    sections = (_fields_of_section(member) for member in members_of(annotation) if is_section(member))
+    return {name: field for section in sections for name, field in section.items()}
+
+
+@cache
+def _fields_of_section(section: type[Settings]) -> dict[str, Any]:
+    return {name: _field_type(field) for name, field in section.model_fields.items()}
 
 
 def describe(annotation: Any) -> str:

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from bisect import insort
-from collections.abc import Sequence
+from bisect import bisect_left, insort
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from raynn.ledger import Direction, Resume, Trial, Verdict
+from raynn.ledger import Direction, Resume, Searched, Trial, Verdict
 
 
 class Scheduler(ABC):
@@ -96,14 +96,6 @@ class Race:
         """The score of epoch `epochs` (from 1) itself: that of the weights as they were, not of the best so far."""
         return self._score_of(trial.records[epochs - 1].get(self.metric, math.nan))
 
-    def standing(self, trials: Sequence[Trial], epochs: int) -> list[tuple[float, int]]:
-        """Score and number of all who stand at an epoch, the best first."""
-        found = []
-        for trial in trials:
-            if stands(trial, epochs) and (score := self.score(trial, epochs)) is not None:
-                found.append((score, trial.number))
-        return sorted(found)
-
     def shown(self, score: float) -> str:
         """A score in words, as the value that it was."""
         if score == math.inf:
@@ -134,44 +126,114 @@ class Race:
         return curve
 
 
+class News:
+    """Which trials are to be looked at again: of a search's own those that have changed since, of others all."""
+
+    def __init__(self) -> None:
+        self._of: Searched | None = None
+        self._read = 0
+
+    def of(self, trials: Sequence[Trial]) -> Collection[int]:
+        """Places in `trials`, each once."""
+        before, self._of = self._of, trials if isinstance(trials, Searched) else None
+        if self._of is None:
+            return range(len(trials))
+        read, self._read = self._read, len(self._of.changes)
+        return range(len(trials)) if before is not self._of else dict.fromkeys(self._of.changes[read:])
+
+
+Entry = tuple[float, int]  # score and number of a trial
+
+
 class Standings:
-    """`Race.standing` at some epochs, kept sorted: only trials that have changed since they were last asked about are
-    looked at again, and the answer is the same as without.
+    """Score and number of all who stand at some epochs, the best first, and of those who are paused there. Only trials
+    that have changed since they were last asked about are looked at again, and the answer is the same as without.
+
+    Args:
+        measure: what a trial stands at an epoch with; its best score up to there by default.
     """
 
-    def __init__(self, race: Race, rungs: Sequence[int]) -> None:
-        self.race = race
-        self.at: dict[int, list[tuple[float, int]]] = {rung: [] for rung in rungs}
+    def __init__(
+        self, race: Race, rungs: Sequence[int], measure: Callable[[Trial, int], float | None] | None = None
+    ) -> None:
+        self.race, self.measure = race, measure or race.score
+        self.at: dict[int, list[Entry]] = {rung: [] for rung in rungs}
+        self.waiting: dict[int, list[Entry]] = {rung: [] for rung in rungs}
+        self.going: set[int] = set()  # the numbers of those that neither have ended nor are paused
+        self._entries: dict[int, dict[int, Entry]] = {}  # by trial and rung
+        self._waits: dict[int, int] = {}  # by trial that is paused, at which rung
+        self._news = News()
         self._seen: dict[int, tuple[list[dict[str, float]], int, str, float | None]] = {}
 
-    def of(self, trials: Sequence[Trial]) -> dict[int, list[tuple[float, int]]]:
+    def of(self, trials: Sequence[Trial]) -> dict[int, list[Entry]]:
         """By epoch, score and number of all of `trials` who stand there, the best first."""
         if len(self._seen) > len(trials):
             self._forget()
-        metric, seen = self.race.metric, self._seen
-        for trial in trials:
-            records, before = trial.records, seen.get(trial.number)
-            newest = records[-1].get(metric) if records else None
-            now = (records, len(records), trial.status, newest)
-            if before is None or before[0] is not records or before[1:] != now[1:]:
-                seen[trial.number] = now
-                self._place(trial, known=before is not None)
-        if len(seen) > len(trials):  # these are others than before
+        for place in self._news.of(trials):
+            self._look_at(trials[place])
+        if len(self._seen) > len(trials):  # these are others than before
             self._forget()
             return self.of(trials)
         return self.at
 
-    def _place(self, trial: Trial, known: bool) -> None:
+    def entry(self, number: int, rung: int) -> Entry | None:
+        """What a trial stands at an epoch with, if it does."""
+        return self._entries.get(number, {}).get(rung)
+
+    def place(self, entry: Entry, rung: int) -> int:
+        """The place, from 0, of who stands at an epoch."""
+        return bisect_left(self.at[rung], entry)
+
+    def _look_at(self, trial: Trial) -> None:
+        number, records = trial.number, trial.records
+        newest = records[-1].get(self.race.metric) if records else None
+        before, now = self._seen.get(number), (records, len(records), trial.status, newest)
+        if before is not None and before[0] is records and before[1:] == now[1:]:
+            return
+        self._seen[number] = now
+        entries = self._entries.setdefault(number, {})
+        if number in self._waits:
+            rung = self._waits.pop(number)
+            _take(self.waiting[rung], entries[rung])
         for rung, standing in self.at.items():
-            if known:
-                standing[:] = [entry for entry in standing if entry[1] != trial.number]
-            if stands(trial, rung) and (score := self.race.score(trial, rung)) is not None:
-                insort(standing, (score, trial.number))
+            score = self.measure(trial, rung) if stands(trial, rung) else None
+            was, entry = entries.get(rung), None if score is None else (score, number)
+            if entry == was:
+                continue
+            if was is not None:
+                _take(standing, was)
+                del entries[rung]
+            if entry is not None:
+                insort(standing, entry)
+                entries[rung] = entry
+        if trial.status == "paused" and trial.epochs in entries:
+            self._waits[number] = trial.epochs
+            insort(self.waiting[trial.epochs], entries[trial.epochs])
+        if trial.ended or trial.status == "paused":
+            self.going.discard(number)
+        else:
+            self.going.add(number)
 
     def _forget(self) -> None:
-        self._seen.clear()
-        for standing in self.at.values():
-            standing.clear()
+        self.__init__(self.race, tuple(self.at), self.measure)  # type: ignore[misc]
+
+
+def _take(entries: list[Entry], entry: Entry) -> None:
+    """Takes an entry out of a sorted list."""
+    del entries[bisect_left(entries, entry)]
+
+
+class Others:
+    """The scores in a standing but for one entry's, in their order, without a copy of them."""
+
+    def __init__(self, standing: Sequence[Entry], place: int | None) -> None:
+        self.standing, self.place = standing, place
+
+    def __len__(self) -> int:
+        return len(self.standing) - (self.place is not None)
+
+    def __getitem__(self, index: int) -> float:
+        return self.standing[index + (self.place is not None and index >= self.place)][0]
 
 
 def stands(trial: Trial, epochs: int) -> bool:
@@ -181,9 +243,16 @@ def stands(trial: Trial, epochs: int) -> bool:
     return trial.epochs >= epochs or trial.status in ("finished", "stopped_early")
 
 
-def competing(trials: Sequence[Trial]) -> list[Trial]:
+def competing(trials: Sequence[Trial]) -> Sequence[Trial]:
     """All but the repeats."""
-    return [trial for trial in trials if trial.origin != "repeat"]
+    return trials if isinstance(trials, Searched) else [trial for trial in trials if trial.origin != "repeat"]
+
+
+def place_of(trial: Trial, trials: Sequence[Trial]) -> int:
+    """Where among trials one is, by its number."""
+    if isinstance(trials, Searched):
+        return trials.places[trial.number]
+    return next(place for place, other in enumerate(trials) if other.number == trial.number)
 
 
 def ordinal(place: int) -> str:

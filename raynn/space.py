@@ -136,6 +136,11 @@ class Space:
                 yield active
 
     @cached_property
+    def enumerated(self) -> Enumerated:
+        """The combinations, each worked out once."""
+        return Enumerated(self.combinations())
+
+    @cached_property
     def memory(self) -> dict[str, Any]:
         """What an algorithm has worked out of settings seen before, by `key`: saves time, and changes nothing."""
         return {}
@@ -144,6 +149,21 @@ class Space:
     def listed(self) -> tuple[Values, ...] | None:
         """All combinations of a small space; None of a large one."""
         return tuple(self.combinations()) if self.count <= LISTED else None
+
+
+class Enumerated:
+    """An iterator's items by place, each asked for once and kept."""
+
+    def __init__(self, items: Iterator[Values]) -> None:
+        self._left, self._kept = items, list[Values]()
+
+    def since(self, begin: int) -> Iterator[Values]:
+        """The items from a place on."""
+        for place in itertools.count(begin):
+            self._kept += itertools.islice(self._left, max(0, place + 1 - len(self._kept)))
+            if place >= len(self._kept):
+                return
+            yield self._kept[place]
 
 
 def key(values: Mapping[str, JsonValue]) -> str:

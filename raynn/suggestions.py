@@ -8,7 +8,6 @@ resumed goes on with the very trials that it would have had.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -139,7 +138,7 @@ def quasi_random_proposals(question: Question) -> Iterator[Suggestion]:
 def grid_proposals(question: Question) -> Iterator[Suggestion]:
     """Every combination in order, from the one after the last that was taken."""
     begin = _after(question.trials, "point")
-    for index, values in enumerate(itertools.islice(question.space.combinations(), begin, None), begin):
+    for index, values in enumerate(question.space.enumerated.since(begin), begin):
         yield values, {"point": index}
 
 

@@ -116,6 +116,7 @@ def watch(run: str, stream: TextIO | None = None, *, every_s: float = EVERY_S) -
     stream = stream or sys.stdout
     shown, quiet_since, state = "", time.monotonic(), None
     while True:
+        began = time.monotonic()
         view = look(run)
         if view.state != state:
             state, quiet_since = view.state, time.monotonic()
@@ -134,7 +135,8 @@ def watch(run: str, stream: TextIO | None = None, *, every_s: float = EVERY_S) -
         stream.flush()
         if view.ended:
             return view
-        time.sleep(every_s)
+        # a search of 10,000 trials takes most of a second to read
+        time.sleep(max(every_s, 4 * (time.monotonic() - began)))
 
 
 def plain_line(view: View) -> str:

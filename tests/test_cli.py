@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import signal
@@ -172,7 +173,7 @@ def test_check_a_job(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answer = answered(capsys, "check", "job.yaml")
     assert set(answer) == {
         *("job", "task", "target", "columns", "rows", "bad_rows", "network", "parameters", "steps_per_epoch"),
-        *("lanes", "notes", "storage", "memory", "weights"),
+        *("lanes", "notes", "storage", "memory", "weights", "scaling"),
     }
     assert answer["rows"] == {"train": 168, "validation": 24, "test": 48}
     kinds = {name: column["kind"] for name, column in answer["columns"].items()}
@@ -245,6 +246,25 @@ def test_check_says_what_a_worker_has_of_the_network(capsys: pytest.CaptureFixtu
     assert f"{size:,.1f} MiB of weights a worker, as much for their gradient and for each moment: a part of each" in out
     out, _ = printed(capsys, "check", "job.yaml", network)
     assert "for each moment: the whole network\n" in out
+
+
+def test_check_says_what_a_step_holds_and_when_another_worker_stops_helping(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    answer = answered(capsys, "check", "job.yaml", "--link", "25 GbE")
+    memory, scaling = answer["memory"], answer["scaling"]
+    assert memory["gradients_bytes"] == 4 * answer["parameters"] == scaling["gradient_bytes"]
+    assert memory["optimizer_bytes"] > 2 * memory["gradients_bytes"]  # AdamW's two averages
+    assert memory["rows_bytes"] == memory["worker_bytes"]
+    assert [step["workers"] for step in scaling["steps"]] == [1, 2, 4, 8, 16]  # as many as there are lanes
+    assert [point["rows"] for point in scaling["measured"]] == [2, 4, 16]
+    assert scaling["steps"][0]["step_s"] >= scaling["measured"][-1]["step_s"]
+    assert scaling["link"]["bytes_per_s"] == pytest.approx(25e9 / 8 * 0.94)
+    out, _ = printed(capsys, "check", "job.yaml")
+    assert "speed-up  efficiency  (over 10 GbE; the same global batch)" in out
+    assert "1 thread; how many workers like this help:" in out
+    assert re.search(r"times as fast: \d+ over 1 GbE.*, \d+ over 10 GbE.*, \d+ over 100 GbE.*, \d+ over NVLink", out)
+    assert "memory of a worker, about" in out
 
 
 def test_check_the_machine(capsys: pytest.CaptureFixture[str]) -> None:

@@ -74,3 +74,12 @@ def test_a_front_is_what_no_trial_beats() -> None:
     values_NM = np.array([[0.9, 50.0], [0.5, 10.0], [0.8, 20.0], [0.7, 30.0], [0.9, 50.0], [np.nan, 1.0]])
     assert pareto_front(values_NM, [True, False]).tolist() == [True, True, True, False, True, False]
     assert pareto_front(values_NM, [False, False]).tolist() == [False, True, False, False, False, False]
+
+
+def test_of_very_many_trials_some_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raynn.importance.MAX_TRIALS", 40)
+    x_NS = np.random.default_rng(0).uniform(size=(90, 2))
+    found = importance(["a", "b"], x_NS, x_NS[:, 0])
+    assert found is not None
+    assert found.num_trials == 40
+    assert found.mean_S[0] > 0.9
