@@ -157,7 +157,7 @@ def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]
 
 def bare(network: nn.Module) -> nn.Module:
     """The model inside of what `data_parallel` gave."""
-    inside: nn.Module = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network  # type: ignore[assignment]
+    inside: nn.Module = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
     return inside
 
 
@@ -228,7 +228,7 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
 
 def whole(x: Tensor) -> Tensor:
     """All of it, on every worker's device."""
-    return x.full_tensor() if is_cut(x) else x  # type: ignore[attr-defined, no-any-return]
+    return x.full_tensor() if is_cut(x) else x  # type: ignore[attr-defined]
 
 
 def gathered(tree: Any, workers: Workers) -> Any:
