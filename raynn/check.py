@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from raynn.cache import RememberingDriver
 from raynn.catalog import CATALOG
 from raynn.collectives import gpu_names
 from raynn.connection import look_at
@@ -17,7 +16,7 @@ from raynn.folder import environment
 from raynn.job import Job
 from raynn.lanes import Lanes
 from raynn.networks import NETWORKS
-from raynn.placement import expected_residence
+from raynn.placement import require_scratch
 from raynn.preparation import located, split_summary
 from raynn.readiness import Finding, asked_of, cluster_lines, findings_here, findings_there, packages
 from raynn.regularization import knob_specs
@@ -28,7 +27,7 @@ from raynn.splits import NAMES, TRAIN
 from raynn.storage import address_of, open_storage
 from raynn.submit import require_right
 from raynn.tasks import build_model, checked, prepare_job, understand_job
-from raynn.trainer import uses_ray
+from raynn.trainer import expected_preparing, preparing_here, uses_ray
 from raynn.upload import measured
 
 Answer = dict[str, Any]
@@ -114,7 +113,8 @@ def check_job(path: str, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
     storage = open_storage(job.storage)
     uses_ray(job)  # raises where the driver cannot be had
     understood = understand_job(job, Path(path).parent)
-    prepared = prepare_job(job, understood, RememberingDriver())
+    preparing = preparing_here(job, understood)
+    prepared = prepare_job(job, understood, preparing.driver)
     job = checked(job.model_copy(update={"task": prepared.task}), prepared)
     lanes = Lanes(prepared.encoded.num_rows(TRAIN), job.optimization.global_batch_size, job.optimization.seed)
     model = build_model(job, prepared.preprocessing)
@@ -139,10 +139,13 @@ def check_job(path: str, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
         "lanes": lanes.count,
         "storage": str(storage),
     }
-    residence = expected_residence(prepared.encoded, job)
+    residence = require_scratch(prepared.encoded, preparing.fetch, job, storage)
     answer["memory"] = asdict(residence)
     share = weight_bytes(model, job.resources.strategy, job.resources.min_workers)
     answer["weights"] = {"strategy": job.resources.strategy, "worker_bytes": share[0], "gathered_bytes": share[1]}
+    told = expected_preparing(job, understood)
+    if understood.footprint is not None:
+        answer["footprint"] = asdict(understood.footprint) | {"table_bytes": understood.footprint.table_bytes}
     width = max(len(name) for name in columns)
     of = f" of {', '.join(map(repr, targets))}" if targets else ""
     lines = [f"{job.name}: {prepared.task}{of} ({prepared.task_reason})"]
@@ -155,6 +158,7 @@ def check_job(path: str, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
         *prepared.notes,
         f"{job.network.kind} with {parameters:,} parameters; {lanes.steps_per_epoch} steps an epoch of "
         f"{job.optimization.global_batch_size} rows, from {lanes.count} lanes",
+        *([told] if told else []),
         str(residence),
         _weights_line(job, *share),
         f"nothing would stop it; next: {shlex.join(['raynn', 'train', path, *overrides])}",
