@@ -36,7 +36,9 @@ ROWS_PER_FILE = 1_000_000
 ROWS_PER_GROUP = 65_536
 EVERY_S = 0.5
 PARTS = ("driver", "workers", "tasks", "object store", "shard files")
+COLORS = ("#4e79a7", "#f28e2b", "#bab0ac", "#59a14f", "#edc948")
 OTHER = ("ray's own", "libraries")
+CAP_BYTES = 2 * 2.0**30  # for data
 Sample = dict[str, float]  # bytes by part, and `t` [s], `spilled` [bytes]
 
 
@@ -187,6 +189,48 @@ def table_of(runs: list[Measured]) -> str:
     return "\n".join(lines)
 
 
+def picture_of(runs: list[Measured], floor: Measured) -> str:
+    """Resident memory by part over time, a panel a run, as SVG; dashed: what there is with hardly any data, and 2 GiB
+    more than that.
+    """
+    width, height, left, top = 420, 260, 60, 40
+    gib = 2.0**30
+    most = (floor.peak(*PARTS) + CAP_BYTES) * 1.1
+    shapes = []
+    for panel, run in enumerate(runs):
+        x0 = left + panel * (width + left)
+        end = max(sample["t"] for sample in run.samples)
+
+        def at(t: float, size: float, x0: float = x0, end: float = end) -> str:
+            return f"{x0 + width * t / end:.1f},{top + height * (1 - size / most):.1f}"
+
+        below = [0.0] * len(run.samples)
+        for part, color in zip(PARTS, COLORS, strict=True):
+            above = [low + sample[part] for low, sample in zip(below, run.samples, strict=True)]
+            edge = [at(sample["t"], size) for sample, size in zip(run.samples, above, strict=True)]
+            back = [at(sample["t"], size) for sample, size in zip(run.samples, below, strict=True)]
+            shapes.append(f'<polygon fill="{color}" points="{" ".join([*edge, *reversed(back)])}"/>')
+            below = above
+        for size, text in ((floor.peak(*PARTS), "20,000 rows"), (floor.peak(*PARTS) + CAP_BYTES, "2 GiB more")):
+            a, b = at(0, size).split(","), at(end, size).split(",")
+            shapes.append(f'<path d="M{a[0]} {a[1]}H{b[0]}" stroke="#444" stroke-dasharray="4 3"/>')
+            shapes.append(f'<text x="{float(b[0]) - 4}" y="{float(a[1]) - 4}" text-anchor="end">{text}</text>')
+        for tick in range(int(most / gib) + 1):
+            place = at(0, tick * gib).split(",")
+            shapes.append(f'<text x="{x0 - 6}" y="{float(place[1]) + 4}" text-anchor="end">{tick} GiB</text>')
+        shapes.append(f'<path d="M{x0} {top}V{top + height}H{x0 + width}" stroke="#444" fill="none"/>')
+        shapes.append(f'<text x="{x0}" y="{top - 8}" font-weight="bold">{run.rows:,} rows</text>')
+        shapes.append(f'<text x="{x0 + width}" y="{top + height + 16}" text-anchor="end">{end:.0f} s</text>')
+    for place, (part, color) in enumerate(zip(PARTS, COLORS, strict=True)):
+        x = left + place * 120
+        shapes.append(f'<rect x="{x}" y="{top + height + 28}" width="12" height="12" fill="{color}"/>')
+        shapes.append(f'<text x="{x + 18}" y="{top + height + 38}">{part}</text>')
+    size = f'width="{len(runs) * (width + left) + 20}" height="{top + height + 50}"'
+    style = 'font-family="sans-serif" font-size="12"'
+    body = "\n".join(shapes)
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>\n<rect {size} fill="#fff"/>\n{body}\n</svg>\n'
+
+
 def main() -> None:
     """Measures, prints the table, draws the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -196,6 +240,7 @@ def main() -> None:
     parser.add_argument("--worker", type=float, default=0.25, help="GiB of rows a worker holds in memory at most")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--set", nargs="*", default=[], help="overrides of the job")
+    parser.add_argument("--picture", type=Path, help="an SVG file: memory over time")
     parser.add_argument("--samples", type=Path, help="where all samples are written, as JSON")
     arguments = parser.parse_args()
     runs = []
@@ -206,6 +251,8 @@ def main() -> None:
             print("\n".join(runs[-1].told[:12]), flush=True)
             print(table_of(runs[-1:]), flush=True)
     print(table_of(runs))
+    if arguments.picture:
+        arguments.picture.write_text(picture_of(runs[1:], runs[0]))
     if arguments.samples:
         arguments.samples.write_text(json.dumps([run.__dict__ for run in runs]))
 

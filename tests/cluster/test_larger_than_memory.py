@@ -1,4 +1,4 @@
-"""On Ray, of tables that do not fit: the same losses, nothing spilled, and what is wrong with a block is said by all."""
+"""On Ray, of tables that do not fit: the same losses, nothing spilled, and what is wrong with a block is said."""
 
 from __future__ import annotations
 
