@@ -73,8 +73,9 @@ def footprint_of(
     Raises:
         DataError: a file that is not there any more.
     """
-    used = [spec for spec in (*features, *targets) if spec.kind != "ignore"]
-    sizes = [row_bytes(spec, sample[spec.name]) for spec in used if spec.name in sample.column_names]
+    used = [spec for spec in features if spec.kind != "ignore" and spec.name in sample.column_names]
+    sizes = [row_bytes(spec, sample[spec.name]) for spec in used]
+    sizes += [(row_bytes(s, sample[s.name])[0], 8) for s in targets if s.name in sample.column_names]
     beside = sum(_mean_text(sample[name]) + 4 for name in extra if name in sample.column_names)
     # beside the data's own: the block's number, and what is wrong with a row
     cleaned = sum(cleaned for cleaned, _ in sizes) + beside + 12

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ class Residence:
     budget_bytes: int
     scratch_bytes: int = 0  # in files, of all workers
     free_bytes: int = 0  # where the files will be
+    folder: str = "the run folder"
 
     def __str__(self) -> str:
         size, budget = (f"{number / 2**20:,.1f} MiB" for number in (self.worker_bytes, self.budget_bytes))
@@ -40,7 +42,7 @@ class Residence:
         if self.where == "memory":
             return f"{share}: held in memory, or on its GPU where they fit"
         return (
-            f"{share}: read from a memory-mapped file in the run folder, which training waits for when it is slow; the "
+            f"{share}: read from a memory-mapped file in {self.folder}, which training waits for when it is slow; the "
             f"files of all workers take {in_words(self.scratch_bytes)} of {in_words(self.free_bytes)} that are free"
         )
 
@@ -54,7 +56,8 @@ def expected_residence(encoded: Encoded, fetch: Fetch, job: Job, storage: Path) 
     where = choose_residence(size, budget, job.resources.residence, torch.device("cpu"))
     if where != "disk":
         return Residence(where, size, budget)
-    return Residence(where, size, budget, math.ceil(row_bytes(first) * sum(rows)), free_bytes(storage))
+    folder = job.resources.scratch or "the run folder"
+    return Residence(where, size, budget, math.ceil(row_bytes(first) * sum(rows)), free_bytes(storage), folder)
 
 
 def require_scratch(encoded: Encoded, fetch: Fetch, job: Job, storage: Path) -> Residence:
@@ -63,10 +66,20 @@ def require_scratch(encoded: Encoded, fetch: Fetch, job: Job, storage: Path) -> 
     Raises:
         ResourceError: it cannot.
     """
+    if job.resources.scratch is not None:
+        storage = Path(job.resources.scratch).expanduser()
     residence = expected_residence(encoded, fetch, job, storage)
     if residence.scratch_bytes > residence.free_bytes:
         raise no_room(storage, residence.scratch_bytes)
     return residence
+
+
+def scratch_of(job: Job, run: Path) -> Path:
+    """The folder for rows of this run that do not fit in memory."""
+    if job.resources.scratch is None:
+        return run / "scratch"
+    # runs of one name in different storages may share a node's disk
+    return Path(job.resources.scratch).expanduser() / f"raynn-{run.name}-{zlib.crc32(str(run).encode()):08x}"
 
 
 def budget_bytes(job: Job, workers_on_node: int) -> int:

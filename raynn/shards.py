@@ -184,8 +184,8 @@ def no_room(folder: Path, needed_bytes: int) -> ResourceError:
     """A disk that cannot hold what does not fit in memory."""
     return ResourceError(
         f"{folder} is on a disk with {in_words(free_bytes(folder))} free, and rows that do not fit in memory take "
-        f"{in_words(needed_bytes)} there; choose a storage on a larger disk, raise resources.memory_gib, or use more "
-        "workers on other nodes"
+        f"{in_words(needed_bytes)} there; name a folder on a larger disk (resources.scratch=FOLDER), raise "
+        "resources.memory_gib, or use more workers on other nodes"
     )
 
 

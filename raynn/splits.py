@@ -166,7 +166,7 @@ def _rounded(fraction: float, num_rows: int) -> int:
 
 def _places(flags: Flags) -> Integers:
     """Where `flags` [N] hold, in 4 bytes each where that is enough."""
-    places = np.empty(np.count_nonzero(flags), np.int32 if len(flags) < 2**31 else np.int64)
+    places: Integers = np.empty(np.count_nonzero(flags), np.int32 if len(flags) < 2**31 else np.int64)
     filled = 0
     for start in range(0, len(flags), CHUNK_ROWS):
         found = np.flatnonzero(flags[start : start + CHUNK_ROWS]) + start
@@ -188,7 +188,7 @@ def _ranked(values: Integers) -> tuple[Integers, Integers]:
     for chunk in chunks:
         counts += np.bincount(chunk.astype(np.int64) - low, minlength=len(counts))
     rank = np.cumsum(counts > 0) - 1
-    codes = np.empty(len(values), np.min_scalar_type(rank[-1]))
+    codes: Integers = np.empty(len(values), np.min_scalar_type(rank[-1]))
     for place, chunk in enumerate(chunks):
         codes[place * CHUNK_ROWS : place * CHUNK_ROWS + len(chunk)] = rank[chunk.astype(np.int64) - low]
     return codes, counts[counts > 0]

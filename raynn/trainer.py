@@ -250,22 +250,25 @@ def _run_here(assignment: Assignment, prepared: Prepared, keeping: Kept) -> None
     import torch
 
     from raynn.collectives import Workers
-    from raynn.placement import place_shards
+    from raynn.placement import place_shards, scratch_of
 
     wants_gpu = assignment.job.resources.gpus_per_worker != 0
     device = torch.device("cuda" if wants_gpu and torch.cuda.is_available() else "cpu")
     if assignment.job.resources.cpus_per_worker:
         torch.set_num_threads(assignment.job.resources.cpus_per_worker)
     workers = Workers(device=device)
-    scratch = Path(assignment.folder) / "scratch"
+    scratch = scratch_of(assignment.job, Path(assignment.folder))
 
     def place(encoded: Encoded, name: str = "") -> Shards:
         return place_shards(encoded, itself, assignment.job, workers, 1, scratch / name)
 
     again = prepared.refit
     place_refit = None if again is None else partial(place, again, "refit")
-    for _ in run_training(assignment, place(prepared.encoded), workers, place_refit):
-        pass
+    try:
+        for _ in run_training(assignment, place(prepared.encoded), workers, place_refit):
+            pass
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _run_on_ray(assignment: Assignment, prepared: Prepared, keeping: Kept) -> None:

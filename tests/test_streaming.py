@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from flowers import flowers, with_value
 from processes import run_on_workers
 
 from raynn import meeting as meetings
+from raynn import shards
 from raynn.collectives import Workers
 from raynn.drivers import LocalDriver, StreamingDriver
 from raynn.encoded import Recipe, fetched, itself
@@ -98,6 +101,33 @@ def test_the_losses_are_those_of_kept_tables_in_memory(tmp_path: Path) -> None:
     assert [losses(run) for run in runs[1:]] == [expected] * 2
     results = [json.loads((run / "result.json").read_text())["metrics"] for run in runs]
     assert results[0]["test/loss"] == results[1]["test/loss"] == results[2]["test/loss"]
+
+
+def test_files_of_rows_are_in_the_folder_that_is_named_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pq.write_table(flowers(), tmp_path / "flowers.parquet")
+    made = []
+
+    def allocate(file: int, num_bytes: int) -> None:
+        made.append(os.readlink(f"/proc/self/fd/{file}"))
+        os.truncate(file, num_bytes)
+
+    monkeypatch.setattr(shards, "_allocate", allocate)
+    job = job_of(tmp_path, resources={"residence": "disk", "scratch": str(tmp_path / "fast")})
+    run = train(job)
+    assert len(made) == 9  # numbers, categories and target of three splits
+    assert all(path.startswith(f"{tmp_path}/fast/raynn-") for path in made)
+    assert not list((tmp_path / "fast").iterdir())
+    assert not (run / "scratch").exists()
+
+
+def test_a_disk_that_is_too_small_is_refused_before_there_is_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(flowers(), tmp_path / "flowers.parquet")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 1000, 1000))
+    with pytest.raises(ResourceError, match=r"on a disk with 0 MiB free.*resources.scratch=FOLDER"):
+        train(job_of(tmp_path, resources={"residence": "disk"}))
+    assert not list((tmp_path / "runs").iterdir())
 
 
 def test_small_data_are_kept_and_large_are_not(tmp_path: Path) -> None:
