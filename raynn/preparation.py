@@ -36,6 +36,7 @@ from raynn.metrics import Task
 from raynn.preprocessing import Preprocessing, Summary, fit, summarize
 from raynn.sources import ColumnSplit, DataSettings, find_sources
 from raynn.splits import NAMES, TRAIN, assign_splits
+from raynn.summaries import sample_limit, sampled
 from raynn.tokens import TokenKind
 
 # Columns that cleaning adds beside the data's own and BLOCK.
@@ -289,11 +290,15 @@ def fitted_on(
         _summary_block,
         split=split,
         offsets=offsets,
+        limit=sample_limit(
+            (np.flatnonzero(part == split) + start for part, start in zip(parts, offsets[:-1], strict=True)),
+            len(sampled(plan.features)),
+        ),
         features=plan.features,
         targets=plan.targets,
         tokens=plan.settings.tokens or "words",
     )
-    summaries = [_unpickled(table) for table in driver.tables(driver.map(blocks, summary_of, parts))]
+    summaries = (_unpickled(table) for table in driver.tables(driver.map(blocks, summary_of, parts)))
     return fit((s for s in summaries if s is not None), plan.features, plan.targets, task, plan.settings)
 
 
@@ -347,6 +352,7 @@ def _summary_block(
     splits: NDArray[np.uint8],
     split: int,
     offsets: NDArray[np.int64],
+    limit: np.uint64,
     features: tuple[ColumnSpec, ...],
     targets: tuple[ColumnSpec, ...],
     tokens: TokenKind,
@@ -356,7 +362,7 @@ def _summary_block(
     summary = None
     if len(rows):
         row_ids = rows + offsets[index_of(table)]
-        summary = pickle.dumps(summarize(_taken(table, rows), features, targets, row_ids, tokens))
+        summary = pickle.dumps(summarize(_taken(table, rows), features, targets, row_ids, tokens, limit))
     return pa.table({"summary": pa.array([summary], pa.large_binary())})
 
 
