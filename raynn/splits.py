@@ -181,8 +181,8 @@ def _ranked(values: Integers) -> tuple[Integers, Integers]:
     """
     low, high = int(values.min()), int(values.max())
     if high - low >= 2**16:
-        _, codes, sizes = np.unique(values, return_inverse=True, return_counts=True)
-        return codes, sizes
+        _, ranks, sizes = np.unique(values, return_inverse=True, return_counts=True)
+        return ranks, sizes
     chunks = [values[start : start + CHUNK_ROWS] for start in range(0, len(values), CHUNK_ROWS)]
     counts = np.zeros(high - low + 1, np.int64)
     for chunk in chunks:
