@@ -166,7 +166,7 @@ def train(source: Path, rows: int, folder: Path, arguments: argparse.Namespace) 
 
 
 def table_of(runs: list[Measured], floor: Measured) -> str:
-    """The table of the page: peaks in MiB, of each part and of all at one time, and that beyond what the few rows took."""
+    """The table of the page: peaks in MiB, of each part, of all at once, and of that beyond what few rows took."""
     mib = 2.0**20
     lines = [
         "| rows | accuracy | to the first step | rows/s | in all | "
@@ -239,7 +239,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000])
     parser.add_argument("--data", type=Path, help="where the rows are written, and left; by default a folder that goes")
-    parser.add_argument("--object-store", type=float, default=0.5, help="GiB")
+    parser.add_argument("--object-store", type=float, default=0.25, help="GiB")
     parser.add_argument("--worker", type=float, default=0.25, help="GiB of rows a worker holds in memory at most")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--set", nargs="*", default=[], help="overrides of the job")
