@@ -42,10 +42,12 @@ class RayDriver:
         dataset = ray.data.from_arrow_refs(list(blocks))
         if parts is None:
             return self._materialized(dataset.map_batches(function, batch_size=None, batch_format="pyarrow"))
-        kept = [ray.put(part) for part in parts]  # a task takes its own, and not those of all blocks
+        starts = np.cumsum([0, *map(len, parts)])
+        whole = ray.put(np.concatenate(parts))  # once a node, and read in place there
 
         def with_part(table: pa.Table) -> pa.Table:
-            return function(table, ray.get(kept[index_of(table)]) if table.num_rows else np.zeros(0, np.uint8))
+            start = starts[index_of(table)]
+            return function(table, ray.get(whole)[start : start + table.num_rows])
 
         return self._materialized(dataset.map_batches(with_part, batch_size=None, batch_format="pyarrow"))
 
