@@ -323,6 +323,7 @@ def test_rows_are_drawn_in_parts_as_at_once(seed: int, num_rows: int, num_classe
     np.testing.assert_array_equal(ranked_sizes, sizes)
     taken = np.bincount(codes[found], minlength=len(sizes))
     np.testing.assert_array_equal(found, np.sort(by_class[rank < np.repeat(taken, sizes)]))
+    assert len(found) == count or (taken >= sizes - 1).all()
 
 
 def test_splitting_takes_few_bytes_a_row() -> None:
