@@ -385,14 +385,19 @@ def _taken(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
     return table.take(pa.array(rows))
 
 
-def codes_of(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    """Whole numbers for values [N], equal for equal values; -1 for null."""
-    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-    chunks = encoded.unify_dictionaries().chunks
-    most = max((len(chunk.dictionary) for chunk in chunks), default=0)
-    codes = [chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False) for chunk in chunks]
-    dtype = np.promote_types(np.min_scalar_type(most), np.int8)  # as small as holds all, and -1
-    return np.concatenate([code.astype(dtype) for code in codes]) if codes else np.zeros(0, dtype)
+def codes_of(column: pa.ChunkedArray) -> NDArray[np.integer[Any]]:
+    """Whole numbers for values [N], equal for equal values; -1 for null. As small as hold them all."""
+    if pa.types.is_dictionary(column.type):
+        chunks = column.unify_dictionaries().chunks
+        most = max((len(chunk.dictionary) for chunk in chunks), default=0)
+        codes = (chunk.indices for chunk in chunks)
+    else:
+        values = pc.unique(column).drop_null()
+        most = len(values)
+        codes = (pc.index_in(chunk, value_set=values) for chunk in column.chunks)
+    dtype = np.promote_types(np.min_scalar_type(most), np.int8)  # signed
+    parts = [each.fill_null(-1).to_numpy(zero_copy_only=False).astype(dtype) for each in codes]
+    return np.concatenate(parts) if parts else np.zeros(0, dtype)
 
 
 def bad_rows_of(facts: pa.Table) -> tuple[BadRow, ...]:

@@ -61,18 +61,20 @@ def assign_splits(
     if fractions and groups is not None:
         _check_enough_groups(settings, fractions, groups[splits == TRAIN])
     for place, (split, fraction) in enumerate(fractions.items()):
-        pool = _places(splits == TRAIN)
+        free = splits == TRAIN
+        num_free = int(free.sum())
+        pool = slice(None) if num_free == len(free) else _places(free)
         count = _rounded(fraction, num_rows)
-        _check_count(split, fraction, count, num_rows, len(pool))
-        pool_classes = np.zeros(len(pool), np.uint8) if classes is None else classes[pool]
+        _check_count(split, fraction, count, num_rows, num_free)
+        pool_classes = np.zeros(num_free, np.uint8) if classes is None else classes[pool]
         if groups is None:
             chosen = _draw_rows(pool_classes, count, rng)
         else:
             num_kept = len(fractions) - place  # one for training, one for each split to come
             chosen = _draw_groups(groups[pool], pool_classes, count, num_kept, rng)
         if len(chosen) == 0 or (groups is None and len(chosen) < count):
-            raise _undividable(settings, split, fraction, count, len(pool), len(chosen))
-        splits[pool[chosen]] = split
+            raise _undividable(settings, split, fraction, count, num_free, len(chosen))
+        splits[chosen if isinstance(pool, slice) else pool[chosen]] = split
     _check_not_empty(wanted, splits)
     if groups is not None:
         _check_no_straddling(settings, groups, splits)
