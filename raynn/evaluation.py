@@ -161,7 +161,7 @@ def f1_macro(confusion_KK: NDArray[np.float64]) -> float:
 
 def auroc(score_N: NDArray[np.float64], positive_N: NDArray[np.bool_]) -> float:
     """Area under the ROC curve of these scores; NaN where only one class is present."""
-    return area(*(torch.from_numpy(score_N[rows_N]) for rows_N in (~positive_N, positive_N)))
+    return area(torch.from_numpy(score_N[~positive_N]), torch.from_numpy(score_N[positive_N]))
 
 
 def area(negative_N: Tensor, positive_N: Tensor, workers: Workers = ALONE) -> float:
