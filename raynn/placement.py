@@ -16,7 +16,6 @@ from raynn.encoded import Encoded, Fetch
 from raynn.footprint import in_words
 from raynn.job import Job
 from raynn.lanes import Lanes
-from raynn.meeting import meeting
 from raynn.shards import Arrays, Shard, build_shard, choose_residence, free_bytes, free_memory_bytes, no_room, row_bytes
 from raynn.splits import TEST, TRAIN, VALIDATION
 from raynn.training import Shards
@@ -97,12 +96,13 @@ def place_shards(
     workers_on_node: int,
     scratch: Path,
     tests: bool = True,
+    meet: Callable[[], None] = lambda: None,
 ) -> Shards:
     """This worker's rows of each split, in memory where they fit, else in files under `scratch`; of the test set none
-    where `tests` is false.
+    where `tests` is false. `meet` is called after each block (`meeting`).
 
     Raises:
-        DataError: a global batch larger than the training rows; a block of any worker that cannot be encoded.
+        DataError: a global batch larger than the training rows; a block that cannot be encoded.
         ResourceError: more workers than lanes; a disk that cannot hold the rows.
     """
     lanes = Lanes(encoded.num_rows(TRAIN), job.optimization.global_batch_size, job.optimization.seed)
@@ -110,18 +110,16 @@ def place_shards(
     total = sum(encoded.num_rows(split) for split in (TRAIN, VALIDATION, TEST))
 
     def shard(split: int, name: str, start: int, stop: int) -> Shard:
-        with meeting(workers) as meet:
-            built = build_shard(
-                _met(encoded.pieces(split, start, stop, fetch), meet),
-                start,
-                stop - start,
-                folder=scratch / name,
-                device=workers.device,
-                residence=resources.residence,
-                # each split gets its part of the budget
-                budget_bytes=budget * encoded.num_rows(split) // total,
-            )
-        return built
+        return build_shard(
+            _met(encoded.pieces(split, start, stop, fetch), meet),
+            start,
+            stop - start,
+            folder=scratch / name,
+            device=workers.device,
+            residence=resources.residence,
+            # each split gets its part of the budget
+            budget_bytes=budget * encoded.num_rows(split) // total,
+        )
 
     train = TrainingShard(shard(TRAIN, "train", *lanes.rows_of_worker(workers.rank, workers.count)), lanes)
 

@@ -24,6 +24,7 @@ from raynn.collectives import Workers
 from raynn.data import fetch
 from raynn.encoded import Encoded
 from raynn.errors import RaynnError
+from raynn.meeting import meeting
 from raynn.placement import place_shards, scratch_of
 from raynn.restarts import Left, nodes_of, reason_to_leave
 from raynn.storage import copy_of_run, fetch_checkpoints, is_free, kept
@@ -147,7 +148,11 @@ def _train(
     num_here = context.get_local_world_size()
 
     def shards(encoded: Encoded, name: str = "") -> Shards:
-        return place_shards(encoded, fetch, assignment.job, workers, num_here, scratch / name, assignment.tests)
+        with meeting(workers) as meet:
+            placed = place_shards(
+                encoded, fetch, assignment.job, workers, num_here, scratch / name, assignment.tests, meet
+            )
+        return placed
 
     record: dict[str, float]
     if gate is not None:
