@@ -35,7 +35,7 @@ FLOOR_ROWS = 20_000
 ROWS_PER_FILE = 1_000_000
 ROWS_PER_GROUP = 65_536
 EVERY_S = 0.5
-PARTS = ("driver", "workers", "tasks", "object store", "shard files")
+PARTS = ("driver", "workers", "tasks, actors", "object store", "shard files")
 COLORS = ("#4e79a7", "#f28e2b", "#bab0ac", "#59a14f", "#edc948")
 OTHER = ("ray's own", "libraries")
 CAP_BYTES = 2 * 2.0**30  # for data
@@ -77,7 +77,7 @@ def part_of(pid: int, root: int) -> str:
     line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
     if not line.startswith("ray::") or "IDLE" in line:
         return "ray's own"
-    return "workers" if "TrainWorker" in line or "RayTrain" in line else "tasks"
+    return "workers" if "RayTrainWorker" in line else "tasks, actors"
 
 
 def memory_now(root: int, spill: Path) -> Sample:
