@@ -144,7 +144,8 @@ def test_small_data_are_kept_and_large_are_not(tmp_path: Path) -> None:
     assert "kept in the store" in footprint.said(True, "the store", room)
     told = footprint.said(False, "the store", room)
     assert told.startswith("240 rows of ")
-    assert "read three times, a block at a time, and no table is kept" in told
+    assert "MiB: no table is kept, and the sources are read three times, a block at a time" in told
+    assert "more than half of the store" in footprint.said(False, "the store", room - 2)
 
 
 @pytest.mark.parametrize("name", ["flowers.parquet", "flowers.csv", "flowers.jsonl"])

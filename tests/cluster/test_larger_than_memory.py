@@ -68,7 +68,7 @@ def test_a_million_rows_through_a_store_of_a_third_of_them(folder: Path) -> None
     told = (folder / "log").read_text()
     assert process.returncode == 0, told
     assert spilled == 0
-    assert "the sources are read three times" in told
+    assert "more than half of Ray's object store" in told
     assert "read from a memory-mapped file" in told
     run = folder / "runs" / "twonorm"
     result = json.loads((run / "result.json").read_text())
