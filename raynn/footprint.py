@@ -52,8 +52,8 @@ class Footprint:
             return f"{size}: kept in {where} until training begins"
         more = f", more than half of {where}" if self.table_bytes > KEPT_SHARE * room_bytes else ""
         return (
-            f"{size}{more}: no table is kept, and the sources are read three times, a block at a time; the driver takes "
-            f"up to {in_words(self.rows * DRIVER_ROW_BYTES)} to split the rows"
+            f"{size}{more}: no table is kept, and the sources are read three times, a block at a time; the driver "
+            f"takes up to {in_words(self.rows * DRIVER_ROW_BYTES)} to split the rows"
         )
 
 
