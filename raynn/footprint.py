@@ -101,7 +101,10 @@ def row_bytes(spec: ColumnSpec, column: pa.ChunkedArray) -> tuple[float, float]:
 
 def _mean_text(column: pa.ChunkedArray) -> float:
     """Bytes of a value as text, on average."""
-    return _mean(pc.binary_length(column.cast(pa.string(), safe=False)))
+    try:
+        return _mean(pc.binary_length(column.cast(pa.string(), safe=False)))
+    except pa.ArrowException:  # no text: who reads the column says so
+        return float(column.nbytes / max(1, len(column)))
 
 
 def _mean(lengths: pa.ChunkedArray) -> float:

@@ -15,16 +15,12 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 from flowers import flowers, with_value
-from processes import run_on_workers
 
-from raynn import meeting as meetings
 from raynn import shards
-from raynn.collectives import Workers
 from raynn.drivers import LocalDriver, StreamingDriver
 from raynn.encoded import Recipe, fetched, itself
 from raynn.errors import DataError, ResourceError
 from raynn.job import Job
-from raynn.meeting import meeting
 from raynn.preparation import Prepared, facts_of, prepare, understand
 from raynn.sources import DataSettings
 from raynn.splits import TEST, TRAIN, VALIDATION
@@ -221,27 +217,3 @@ def test_blocks_are_made_no_further_ahead_than_threads_are(monkeypatch: pytest.M
         assert next(tables)["number"].to_pylist() == [number]
         assert max(made) <= number + 2
     assert sorted(made) == list(range(20))
-
-
-def unevenly(workers: Workers) -> list[str]:
-    """The first worker has 6 pieces of work, the second 2; then one of them, or both, fail."""
-    meetings.EVERY_S = 0.0  # at every piece
-    said = []
-    with meeting(workers) as meet:
-        for _ in range(6 if workers.rank == 0 else 2):
-            meet()
-    for failing in ((1,), (0,), (0, 1)):
-        try:
-            with meeting(workers) as meet:
-                for piece in range(6 if workers.rank == 0 else 2):
-                    if piece == 1 and workers.rank in failing:
-                        raise ResourceError(f"worker {workers.rank} has no room")
-                    meet()
-        except ResourceError as error:
-            said.append(str(error))
-    return said
-
-
-def test_workers_wait_for_each_other_and_all_raise_what_one_does(tmp_path: Path) -> None:
-    expected = ["worker 1 has no room", "worker 0 has no room", "worker 0 has no room"]
-    assert run_on_workers(unevenly, 2, tmp_path) == [expected, expected]
