@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -87,6 +87,8 @@ def train_worker(config: dict[str, Any]) -> RaynnError | Left | None:
                 return _train(**config | {"assignment": assignment}, scratch=scratch)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
+                with suppress(OSError):  # others may still be there
+                    scratch.parent.rmdir()
     except RaynnError as error:
         return error
 
