@@ -38,6 +38,7 @@ EVERY_S = 0.5
 PARTS = ("driver", "workers", "tasks, actors", "object store", "shard files")
 COLORS = ("#4e79a7", "#f28e2b", "#bab0ac", "#59a14f", "#edc948")
 OTHER = ("ray's own", "libraries")
+WORKERS: set[int] = set()
 CAP_BYTES = 2 * 2.0**30  # for data
 Sample = dict[str, float]  # bytes by part, and `t` [s], `spilled` [bytes]
 
@@ -77,7 +78,9 @@ def part_of(pid: int, root: int) -> str:
     line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
     if not line.startswith("ray::") or "IDLE" in line:
         return "ray's own"
-    return "workers" if "RayTrainWorker" in line else "tasks, actors"
+    if "RayTrainWorker" in line:
+        WORKERS.add(pid)  # whose title tells of other calls at times
+    return "workers" if pid in WORKERS else "tasks, actors"
 
 
 def memory_now(root: int, spill: Path) -> Sample:
