@@ -4,6 +4,7 @@ or, where they would not fit, none is kept, and each worker makes its own from t
 
 from __future__ import annotations
 
+import json
 import logging
 import pickle
 from collections.abc import Callable, Iterator, Sequence
@@ -14,11 +15,14 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from raynn import errors
 from raynn.cluster import cluster
-from raynn.drivers import Parts, StreamingDriver, index_of
+from raynn.drivers import Parts, StreamingDriver, TableFunction, index_of
 from raynn.encoded import Blocks, Recipe, itself
-from raynn.errors import RaynnError
+from raynn.errors import DataError, RaynnError
 from raynn.fragments import Fragment
+
+TOLD = "raynn says "
 
 
 class RayDriver:
@@ -35,13 +39,13 @@ class RayDriver:
         def read_one(item: pa.Table) -> pa.Table:
             return read(item["index"][0].as_py(), pickle.loads(item["fragment"][0].as_py()))
 
-        return self._materialized(source.map_batches(read_one, batch_size=1, batch_format="pyarrow"))
+        return self._materialized(source.map_batches(_telling(read_one), batch_size=1, batch_format="pyarrow"))
 
     def map(self, blocks: Blocks, function: Callable[..., pa.Table], parts: Parts | None = None) -> Blocks:
         """Maps a function over the blocks where they are."""
         dataset = ray.data.from_arrow_refs(list(blocks))
         if parts is None:
-            return self._materialized(dataset.map_batches(function, batch_size=None, batch_format="pyarrow"))
+            return self._materialized(dataset.map_batches(_telling(function), batch_size=None, batch_format="pyarrow"))
         starts = np.cumsum([0, *map(len, parts)])
         whole = ray.put(np.concatenate(parts))  # once a node, and read in place there
 
@@ -49,7 +53,7 @@ class RayDriver:
             start = starts[index_of(table)]
             return function(table, ray.get(whole)[start : start + table.num_rows])
 
-        return self._materialized(dataset.map_batches(with_part, batch_size=None, batch_format="pyarrow"))
+        return self._materialized(dataset.map_batches(_telling(with_part), batch_size=None, batch_format="pyarrow"))
 
     def tables(self, blocks: Blocks) -> Iterator[pa.Table]:
         """Brings one block at a time here."""
@@ -79,7 +83,7 @@ class RayStreamingDriver(StreamingDriver):
         """Makes the blocks and brings one at a time here; when that is slow, Ray Data makes no more meanwhile."""
         items = [{"recipe": pickle.dumps(block)} for block in blocks]
         source = ray.data.from_items(items, override_num_blocks=len(items))
-        dataset = source.map_batches(_made, batch_size=1, batch_format="pyarrow")
+        dataset = source.map_batches(_telling(_made), batch_size=1, batch_format="pyarrow")
         try:
             for bundle in dataset.iter_internal_ref_bundles():
                 for reference in bundle.block_refs:
@@ -101,6 +105,20 @@ def _set_context() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
+def _telling(function: TableFunction) -> TableFunction:
+    """The function of a task, whose errors of raynn's are told as text: of an error in another process Ray Data hands
+    on the text, and not the error itself.
+    """
+
+    def told(table: pa.Table) -> pa.Table:
+        try:
+            return function(table)
+        except RaynnError as error:
+            raise RuntimeError(f"{TOLD}{json.dumps([type(error).__name__, str(error)])}") from None
+
+    return told
+
+
 def our_own(error: BaseException | None) -> RaynnError | None:
     """The error of raynn's that lies behind one of Ray's, if there is one."""
     seen: set[int] = set()
@@ -109,6 +127,10 @@ def our_own(error: BaseException | None) -> RaynnError | None:
             # Ray's wrapper is an instance of both classes: take the bare message
             cause = getattr(error, "cause", None)
             return cause if isinstance(cause, RaynnError) else error
+        if TOLD in (text := str(error)):
+            (name, message), _ = json.JSONDecoder().raw_decode(text, text.index(TOLD) + len(TOLD))
+            found: RaynnError = getattr(errors, name, DataError)(message)
+            return found
         seen.add(id(error))
         error = getattr(error, "cause", None) or error.__cause__ or error.__context__
     return None

@@ -172,8 +172,7 @@ def test_check_a_job(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answer = answered(capsys, "check", "job.yaml")
     assert set(answer) == {
         *("job", "task", "target", "columns", "rows", "bad_rows", "network", "parameters", "steps_per_epoch"),
-        *("lanes", "notes", "storage", "memory", "weights"),
-        *("lanes", "notes", "storage", "memory", "footprint"),
+        *("lanes", "notes", "storage", "memory", "weights", "footprint"),
     }
     assert answer["rows"] == {"train": 168, "validation": 24, "test": 48}
     kinds = {name: column["kind"] for name, column in answer["columns"].items()}

@@ -105,9 +105,10 @@ def test_a_block_that_one_worker_cannot_encode_ends_all(folder: Path, ray_cluste
     assert time.monotonic() - started < 100, "the workers waited for each other"
 
 
-def test_an_error_of_the_user_in_a_late_block_is_said(folder: Path, ray_cluster: None) -> None:
+@pytest.mark.parametrize("preparation", ["keep", "stream"])
+def test_an_error_of_the_user_in_a_late_block_is_said(preparation: str, folder: Path, ray_cluster: None) -> None:
     rows = twonorm(20_000, seed=0)
     pq.write_table(rows, folder / "a.parquet", row_group_size=3000)
     pq.write_table(rows.drop_columns(["x7"]), folder / "b.parquet")
     with pytest.raises(DataError, match=r"b\.parquet: no column 'x7'"):
-        train(Job.from_dict(tree_of(folder / "*.parquet", folder / "runs", preparation="stream")))
+        train(Job.from_dict(tree_of(folder / "*.parquet", folder / "runs", preparation=preparation)))
