@@ -125,7 +125,7 @@ def check_job(path: str, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
         for spec in (*understood.plan.features, *prepared.preprocessing.targets)
     }
     rows = {name: prepared.encoded.num_rows(split) for split, name in NAMES.items()}
-    answer = {
+    answer: Answer = {
         "job": job.name,
         "task": prepared.task,
         "target": targets[0] if len(targets) == 1 else targets,
