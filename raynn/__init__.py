@@ -62,6 +62,8 @@ dashboard.
     ragged.py          sequences of different lengths, one after the other
     preprocessing.py   fitted on the training split, saved as JSON with the model
     encoded.py         encoded examples in blocks, and the pieces that a worker takes
+    footprint.py       what data will take, before they are read: tables kept, or made again
+    drivers.py         where preparation runs, and what is kept of its tables
     preparation.py     from sources to encoded blocks: read, clean, split, fit, encode
     cache.py           prepared tables of earlier runs, found again by what they were made of
     windows.py         windows of steps, cut lazily
@@ -81,6 +83,7 @@ dashboard.
     collectives.py     what the workers of one run do together
     sharding.py        how workers share a network: whole each, or weights cut over them
     randomness.py      random numbers as a function of seed, epoch, row and place
+    meeting.py         work that takes each of them another time, and errors that one of them meets
     dropout.py         units, channels, tokens and blocks silenced while training
     image_operations.py  fourteen operations on images, and the ways to choose among them
     sequence_augmentation.py  sequences and texts changed while training
@@ -106,6 +109,7 @@ dashboard.
     job.py             Job: load, override, fingerprint, schema
     tasks.py           what a job's task asks of its data and its network
     shards.py          a worker's rows as tensors: on the GPU, in memory or on disk
+    prefetch.py        the next batches, gathered while one is worked on
     batches.py         which of them a batch holds, in which order
     gradients.py       the gradient of a step: computed, clipped, made noisy
     refit.py           how long to train anew on training and validation rows together

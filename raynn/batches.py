@@ -5,19 +5,24 @@ Shapes: B rows of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from raynn.collectives import Workers
 from raynn.lanes import Lanes, contiguous_bounds
+from raynn.prefetch import made_ahead
 from raynn.randomness import row_keys
 from raynn.shards import Shard
 
 EVALUATION_SEED = 0
+ROWS_AT_ONCE = 2**16  # numbered and given keys by one call
 STEP_ROWS = 4  # what a step costs beside its rows, in rows
 WORTHWHILE = 1.2
 
@@ -32,14 +37,48 @@ class TrainingShard:
     def batches(self, epoch: int, workers: Workers) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         """This worker's share of every batch of an epoch, with the random keys [B] of its rows."""
         shares = self.lanes.batches(epoch, workers.rank, workers.count)
-        sizes = [len(share) for share in shares]
-        rows = np.concatenate(shares)
-        keys = torch.from_numpy(row_keys(self.lanes.seed, epoch, rows)).to(workers.device)
-        local = torch.from_numpy(rows - self.shard.first_row)
-        if self.shard.residence == "device":
-            local = local.to(workers.device)
-        for rows_B, key_B in zip(local.split(sizes), keys.split(sizes), strict=True):
-            yield self.shard.gathered(rows_B, workers.device), key_B
+        keys = partial(row_keys, self.lanes.seed, epoch)
+        return _gathered(self.shard, shares, self.shard.first_row, keys, workers.device)
+
+
+def _gathered(
+    shard: Shard,
+    batches: Iterable[NDArray[np.integer[Any]]],
+    first_row: int,
+    keys_of: Callable[[NDArray[np.int64]], NDArray[np.int32]],
+    device: torch.device,
+) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    """The batches of these rows, numbered as the split's are, with the keys [B] of each; ahead where each has to be
+    fetched from a disk. Numbers and keys are made for many batches at a time: neither a call for each, which small
+    batches would feel, nor 24 bytes for each row of the shard.
+    """
+
+    def dealt() -> Iterator[tuple[Tensor, Tensor]]:
+        for some in _together(batches, ROWS_AT_ONCE):
+            sizes = [len(rows) for rows in some]
+            rows = np.concatenate(some).astype(np.int64)
+            keys, local = torch.from_numpy(keys_of(rows)).to(device), torch.from_numpy(rows - first_row)
+            if shard.residence == "device":
+                local = local.to(device)
+            yield from zip(local.split(sizes), keys.split(sizes), strict=True)
+
+    def gathered(dealt: tuple[Tensor, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        rows_B, key_B = dealt
+        return shard.gathered(rows_B, device), key_B
+
+    return made_ahead(gathered, dealt(), device) if shard.residence == "disk" else map(gathered, dealt())
+
+
+def _together(batches: Iterable[NDArray[Any]], num_rows: int) -> Iterator[list[NDArray[Any]]]:
+    """Batches in a row that have so many rows in all, or the few that are left."""
+    some: list[NDArray[Any]] = []
+    for batch in batches:
+        some.append(batch)
+        if sum(map(len, some)) >= num_rows:
+            yield some
+            some = []
+    if some:
+        yield some
 
 
 Piece = tuple[dict[str, Tensor], Tensor]  # rows of a batch and their keys
@@ -93,8 +132,9 @@ def evaluation_batches(
     that draws noise to be scored draws the same each time.
     """
     if order is None:
-        order = torch.arange(shard.num_rows, device=device if shard.residence == "device" else None)
-    keys = torch.from_numpy(row_keys(EVALUATION_SEED, 0, order.cpu().numpy() + shard.first_row)).to(device)
-    for rows_B, key_B in zip(order.split(rows_per_batch), keys.split(rows_per_batch), strict=True):
-        if len(rows_B):
-            yield shard.gathered(rows_B, device), key_B
+        starts = range(0, shard.num_rows, rows_per_batch)
+        batches = (np.arange(start, min(start + rows_per_batch, shard.num_rows)) for start in starts)
+    else:
+        batches = (rows_B.cpu().numpy() for rows_B in order.split(rows_per_batch) if len(rows_B))
+    numbered = (rows_B + shard.first_row for rows_B in batches)
+    return _gathered(shard, numbered, shard.first_row, partial(row_keys, EVALUATION_SEED, 0), device)

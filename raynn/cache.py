@@ -22,9 +22,9 @@ from weakref import ReferenceType, ref
 
 import pyarrow as pa
 
+from raynn.drivers import LocalDriver, Parts, TableFunction
 from raynn.encoded import Blocks
 from raynn.fragments import Fragment
-from raynn.preparation import LocalDriver, TableFunction
 
 WORTHWHILE_S = 0.1  # what took less to make is made again
 LIBRARIES = ("numpy", "pandas", "pillow", "pyarrow", "safetensors")
@@ -49,10 +49,15 @@ class RememberingDriver(LocalDriver):
         self._tidy()
         return tables
 
-    def map(self, blocks: Blocks, function: TableFunction) -> Blocks:
+    def map(self, blocks: Blocks, function: Callable[..., pa.Table], parts: Parts | None = None) -> Blocks:
         """`function` of each table."""
-        how = _digest(function)
-        tables = [self._mapped(block, function, how) for block in blocks]
+        if parts is None:
+            how = _digest(function)
+            tables = [self._mapped(block, function, how) for block in blocks]
+        else:
+            how = _digest((function, [part.tobytes() for part in parts]))
+            bound = [lambda table, part=part: function(table, part) for part in parts]
+            tables = [self._mapped(block, apply, how) for block, apply in zip(blocks, bound, strict=True)]
         self._tidy()
         return tables
 

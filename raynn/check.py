@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from raynn.cache import RememberingDriver
 from raynn.catalog import CATALOG
 from raynn.collectives import gpu_names
 from raynn.connection import look_at
@@ -17,20 +16,20 @@ from raynn.folder import environment
 from raynn.job import Job
 from raynn.lanes import Lanes
 from raynn.networks import NETWORKS
-from raynn.placement import expected_residence
+from raynn.placement import require_scratch
 from raynn.preparation import located, split_summary
 from raynn.readiness import Finding, asked_of, cluster_lines, findings_here, findings_there, packages
 from raynn.regularization import knob_specs
-from raynn.rehearsal import rehearse
+from raynn.rehearsal import Rehearsal, rehearse
 from raynn.rules import RULES
-from raynn.scaling import DEFAULT_LINK, link_of, scaling_lines, steps, worthwhile
+from raynn.scaling import DEFAULT_LINK, Link, link_of, scaling_lines, steps, worthwhile
 from raynn.sharding import weight_bytes
 from raynn.shards import free_memory_bytes
 from raynn.splits import NAMES, TRAIN
 from raynn.storage import address_of, open_storage
 from raynn.submit import require_right
 from raynn.tasks import build_model, checked, prepare_job, understand_job
-from raynn.trainer import uses_ray
+from raynn.trainer import expected_preparing, preparing_here, uses_ray
 from raynn.upload import measured
 
 Answer = dict[str, Any]
@@ -58,6 +57,31 @@ def check(
         more, found = check_cluster(address, path, overrides)
         answer, lines = answer | more, [*lines, *found]
     return answer, lines
+
+
+def _scaling(tried: Rehearsal, over: Link, batch_rows: int, num_lanes: int) -> Answer:
+    """What was measured, and what it says of more workers."""
+    table = steps(tried.compute, tried.traffic, over, batch_rows, num_lanes)
+    return {
+        "measured": [{"rows": rows, "step_s": seconds} for rows, seconds in tried.compute.points],
+        "threads": tried.threads,
+        "device": tried.device,
+        "gradient_bytes": tried.traffic.gradient_bytes,
+        "small_sums": tried.traffic.small_sums,
+        "link": asdict(over),
+        "steps": [
+            {
+                "workers": step.workers,
+                "step_s": step.seconds,
+                "communication_share": step.share,
+                "speedup": step.speedup,
+                "efficiency": step.efficiency,
+                "weak_efficiency": step.weak_efficiency,
+            }
+            for step in table
+        ],
+        "worthwhile_workers": worthwhile(table),
+    }
 
 
 def check_cluster(address: str, path: str | None, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
@@ -122,7 +146,8 @@ def check_job(path: str, overrides: Sequence[str], link: str = DEFAULT_LINK) -> 
     storage = open_storage(job.storage)
     uses_ray(job)  # raises where the driver cannot be had
     understood = understand_job(job, Path(path).parent)
-    prepared = prepare_job(job, understood, RememberingDriver())
+    preparing = preparing_here(job, understood)
+    prepared = prepare_job(job, understood, preparing.driver)
     job = checked(job.model_copy(update={"task": prepared.task}), prepared)
     lanes = Lanes(prepared.encoded.num_rows(TRAIN), job.optimization.global_batch_size, job.optimization.seed)
     model = build_model(job, prepared.preprocessing)
@@ -147,34 +172,17 @@ def check_job(path: str, overrides: Sequence[str], link: str = DEFAULT_LINK) -> 
         "lanes": lanes.count,
         "storage": str(storage),
     }
-    residence = expected_residence(prepared.encoded, job)
+    residence = require_scratch(prepared.encoded, preparing.fetch, job, storage)
     share = weight_bytes(model, job.resources.strategy, job.resources.min_workers)
     answer["weights"] = {"strategy": job.resources.strategy, "worker_bytes": share[0], "gathered_bytes": share[1]}
-    tried = rehearse(job, prepared.preprocessing, prepared.encoded, residence)
+    told = expected_preparing(job, understood)
+    if understood.footprint is not None:
+        answer["footprint"] = asdict(understood.footprint) | {"table_bytes": understood.footprint.table_bytes}
+    tried = rehearse(job, prepared.preprocessing, prepared.encoded, residence, fetch=preparing.fetch)
     held = {f"{name}_bytes": size for name, size in asdict(tried.memory).items()}
     answer["memory"] = asdict(residence) | held | {"total_bytes": tried.memory.total}
     batch_rows = job.optimization.global_batch_size
-    table = steps(tried.compute, tried.traffic, over, batch_rows, lanes.count)
-    answer["scaling"] = {
-        "measured": [{"rows": rows, "step_s": seconds} for rows, seconds in tried.compute.points],
-        "threads": tried.threads,
-        "device": tried.device,
-        "gradient_bytes": tried.traffic.gradient_bytes,
-        "small_sums": tried.traffic.small_sums,
-        "link": asdict(over),
-        "steps": [
-            {
-                "workers": step.workers,
-                "step_s": step.seconds,
-                "communication_share": step.share,
-                "speedup": step.speedup,
-                "efficiency": step.efficiency,
-                "weak_efficiency": step.weak_efficiency,
-            }
-            for step in table
-        ],
-        "worthwhile_workers": worthwhile(table),
-    }
+    answer["scaling"] = _scaling(tried, over, batch_rows, lanes.count)
     size, step_s = tried.compute.points[-1]
     with_what = f"{tried.threads} thread{'s' if tried.threads > 1 else ''}" if tried.device == "cpu" else "a GPU"
     width = max(len(name) for name in columns)
@@ -189,6 +197,7 @@ def check_job(path: str, overrides: Sequence[str], link: str = DEFAULT_LINK) -> 
         *prepared.notes,
         f"{job.network.kind} with {parameters:,} parameters; {lanes.steps_per_epoch} steps an epoch of "
         f"{job.optimization.global_batch_size} rows, from {lanes.count} lanes",
+        *([told] if told else []),
         str(residence),
         _weights_line(job, *share),
         str(tried.memory),

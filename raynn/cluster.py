@@ -27,8 +27,9 @@ ANSWER_TIMEOUT_S = 5.0
 
 
 @contextmanager
-def cluster(num_cpus: int) -> Iterator[None]:
-    """Ray, ready for `num_cpus` workers of one CPU; shut down afterwards if it was started here.
+def cluster(num_cpus: int, object_store_gib: float | None = None) -> Iterator[None]:
+    """Ray, ready for `num_cpus` workers of one CPU; shut down afterwards if it was started here, then with an object
+    store of that size, by default Ray's own choice.
 
     There are logical CPUs for all workers even where cores are fewer: the same job runs on a small machine, slower.
 
@@ -54,6 +55,8 @@ def cluster(num_cpus: int) -> Iterator[None]:
     if not address:
         cpus = max(os.cpu_count() or 1, num_cpus)
         options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
+        if object_store_gib is not None:
+            options["object_store_memory"] = int(object_store_gib * 2**30)
     on_termination = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)

@@ -63,6 +63,14 @@ class Workers:
         dist.all_gather(parts, padded)
         return torch.cat([part[:length] for part, length in zip(parts, lengths.tolist(), strict=True)])
 
+    def first_text(self, text: str) -> str:
+        """The first text in rank order that is not empty, the same on every worker; empty where all are."""
+        if self.count == 1:
+            return text
+        written = torch.frombuffer(bytearray(text.encode() + b"\0"), dtype=torch.uint8).to(self.device)
+        texts = bytes(self.gathered(written).tolist()).decode().split("\0")
+        return next(filter(None, texts), "")
+
 
 class SumOverWorkers(torch.autograd.Function):
     """The sum over workers as a differentiable step: its gradient is the sum of the workers' gradients."""

@@ -24,12 +24,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raynn.columns import ColumnSpec, family_of, infer_columns
+from raynn.drivers import BLOCK, Driver
 from raynn.encoded import Blocks
 from raynn.encodings import TextEncoding, fit_text
 from raynn.errors import DataError, JobError
 from raynn.fragments import Fragment, schema_of
 from raynn.metrics import Task
-from raynn.preparation import BLOCK, Driver, Prepared, ReadPlan, ReadRows, Understood, read_rows, sample_of
+from raynn.preparation import Prepared, ReadPlan, ReadRows, Understood, read_rows, sample_of
 from raynn.preprocessing import InputSpec, Preprocessing
 from raynn.ragged import Ragged
 from raynn.sources import ColumnSplit, DataSettings, TimeSplit, find_sources
@@ -191,7 +192,7 @@ def characters_by_split(understood: Understood, read: ReadRows, length_D: Intege
     by_row = settings.model_copy(update={NAMES[split]: None for split in fractions})
     roles = np.repeat(np.array(understood.roles, np.uint8), read.counts)
     extra = understood.plan.extra
-    named = {name: np.asarray(read.facts[name].fill_null("").to_pylist(), np.str_) for name in extra}
+    named = {name: np.asarray(read.facts[name].cast(pa.string()).fill_null("").to_pylist(), np.str_) for name in extra}
     split_D = assign_splits(by_row, roles, read.bad, 0, column_values=named)
     cuts_D3 = np.where(split_D[:, None] == np.arange(3), length_D[:, None], 0)
     stop_D = np.cumsum(cuts_D3[:, TRAIN])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,6 +17,49 @@ from raynn.preprocessing import InputSpec, arrays
 from raynn.ragged import Ragged
 
 Blocks = Sequence[Any]
+Fetch = Callable[[Any], pa.Table]  # brings a block into this process
+MOST_AHEAD = 8
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A block that nobody keeps: made from its source, the same, whenever it is asked for."""
+
+    read: Callable[[], pa.Table]
+    steps: tuple[Callable[[pa.Table], pa.Table], ...] = ()
+
+    def __call__(self) -> pa.Table:
+        """The table."""
+        table = self.read()
+        for step in self.steps:
+            table = step(table)
+        return table
+
+    def then(self, step: Callable[[pa.Table], pa.Table]) -> Recipe:
+        """The block that a function makes of this one."""
+        return Recipe(self.read, (*self.steps, step))
+
+
+def fetched(blocks: Iterable[Any], fetch: Fetch) -> Iterator[pa.Table]:
+    """The tables of blocks, in order. Recipes are made by as many threads as this process is to use (OMP_NUM_THREADS,
+    which Ray sets to a worker's CPUs), each at work on one block, and one block more is ready at most.
+    """
+    threads = min(MOST_AHEAD, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+    waiting: deque[Future[pa.Table]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for block in blocks:
+                if not isinstance(block, Recipe):
+                    yield fetch(block)
+                    continue
+                waiting.append(pool.submit(block))
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for each in waiting:
+                each.cancel()
 
 
 class Encoded(Protocol):
@@ -52,21 +98,22 @@ class EncodedBlocks:
     ) -> Iterator[dict[str, NDArray[Any] | Ragged]]:
         """Rows start .. stop of a split as arrays [n, ...], a block at a time; only blocks with some are fetched."""
         ends = np.cumsum(self.counts[:, split])
+        wanted: list[tuple[int, int, int]] = []  # block, first row in it, rows
         for index in range(int(np.searchsorted(ends, start, side="right")), len(self.blocks)):
             first = int(ends[index] - self.counts[index, split])
             if first >= stop:
-                return
+                break
             low, high = max(start, first) - first, min(stop, int(ends[index])) - first
-            if low == high:
-                continue
-            offset = int(self.counts[index, :split].sum())
-            table = fetch(self.blocks[index]).slice(offset + low, high - low)
-            yield shaped_arrays(table, self.inputs)
+            if low < high:
+                wanted.append((index, int(self.counts[index, :split].sum()) + low, high - low))
+        tables = fetched((self.blocks[index] for index, _, _ in wanted), fetch)
+        for (_, offset, num_rows), table in zip(wanted, tables, strict=True):
+            yield shaped_arrays(table.slice(offset, num_rows), self.inputs)
 
 
 def itself(block: Any) -> Any:
     """How a block that is a table of this process is fetched."""
-    return block
+    return block() if isinstance(block, Recipe) else block
 
 
 def shaped_arrays(table: pa.Table, inputs: InputSpec) -> dict[str, NDArray[Any] | Ragged]:

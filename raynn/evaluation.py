@@ -17,6 +17,9 @@ from raynn.collectives import Workers
 from raynn.objectives import Batch, loss_per_row, targets_of, token_losses
 from raynn.preprocessing import InputSpec
 
+ALONE = Workers()
+SCORES_AT_ONCE = 2**18
+
 
 class Evaluation(Protocol):
     """Sums over one split, batch by batch."""
@@ -47,7 +50,7 @@ class ClassificationSums:
         self.num_classes = inputs.num_outputs
         self.confusion_KK = torch.zeros(self.num_classes**2, dtype=torch.float64, device=device)
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)
-        self.scores = [torch.zeros(0, 2, dtype=torch.float64, device=device)]
+        self.scores = [torch.zeros(0, dtype=torch.float64, device=device)], [self.sums.new_zeros(0)]  # 0, then 1
 
     def add(self, outputs: Tensor, batch: Batch) -> None:
         """Logits [B, K]."""
@@ -57,7 +60,8 @@ class ClassificationSums:
         self.confusion_KK += torch.bincount(cell_B, minlength=self.num_classes**2)
         if self.num_classes == 2:
             margin_B = outputs[:, 1].double() - outputs[:, 0].double()
-            self.scores.append(torch.stack([margin_B, target_B.double()], dim=1))
+            for label, scores in enumerate(self.scores):
+                scores.append(margin_B[target_B == label])
         self.sums += torch.stack([loss_B.sum(), loss_B.new_tensor(len(loss_B))])
 
     def metrics(self, workers: Workers) -> dict[str, float]:
@@ -67,8 +71,8 @@ class ClassificationSums:
         confusion = workers.sum(self.confusion_KK.clone()).reshape(num_classes, num_classes).cpu().numpy()
         metrics = {"loss": loss / rows, "accuracy": confusion.trace() / rows, "f1_macro": f1_macro(confusion)}
         if num_classes == 2:
-            scores = workers.gathered(torch.cat(self.scores)).cpu().numpy()
-            metrics["auroc"] = auroc(scores[:, 0], scores[:, 1] > 0.5)
+            negative_N, positive_N = map(torch.cat, self.scores)
+            metrics["auroc"] = area(negative_N, positive_N, workers)
         return {name: float(value) for name, value in metrics.items()}
 
 
@@ -156,15 +160,21 @@ def f1_macro(confusion_KK: NDArray[np.float64]) -> float:
 
 
 def auroc(score_N: NDArray[np.float64], positive_N: NDArray[np.bool_]) -> float:
-    """Area under the ROC curve as the rank statistic of Mann and Whitney (Fawcett 2006, section 7), ties counted half.
+    """Area under the ROC curve of these scores; NaN where only one class is present."""
+    return area(torch.from_numpy(score_N[~positive_N]), torch.from_numpy(score_N[positive_N]))
+
+
+def area(negative_N: Tensor, positive_N: Tensor, workers: Workers = ALONE) -> float:
+    """Area under the ROC curve of all workers' scores as the statistic of Mann and Whitney (Fawcett 2006, section 7):
+    how often a positive row has the larger score, ties counted half. A worker takes its own positive rows and all
+    negative ones, so that none holds all scores. The counts are whole numbers and halves, exact in float64.
 
     NaN where only one class is present.
     """
-    num_positive = int(positive_N.sum())
-    num_negative = len(positive_N) - num_positive
-    if num_positive == 0 or num_negative == 0:
-        return math.nan
-    _, place, count = np.unique(score_N, return_inverse=True, return_counts=True)
-    mean_rank = np.cumsum(count) - (count - 1) / 2
-    rank_sum = float(mean_rank[place][positive_N].sum())
-    return (rank_sum - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative)
+    ascending = workers.gathered(negative_N).sort().values
+    counts = torch.zeros(2, dtype=torch.float64, device=ascending.device)
+    for score_B in positive_N.split(SCORES_AT_ONCE):
+        below = torch.searchsorted(ascending, score_B) + torch.searchsorted(ascending, score_B, right=True)
+        counts += torch.stack([below.double().sum() / 2, counts.new_tensor(len(score_B))])
+    larger, num_positive = workers.sum(counts).tolist()
+    return larger / (num_positive * len(ascending)) if num_positive and len(ascending) else math.nan

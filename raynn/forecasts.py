@@ -10,11 +10,12 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
+from raynn.drivers import LocalDriver
 from raynn.encoded import itself
 from raynn.errors import DataError, RunError
 from raynn.forecast import Horizons, after_the_end, free_name, named, reading_plan, within
 from raynn.outputs import SPLITS, Trained, cannot_be_evaluated, outputs_of, shard_of
-from raynn.preparation import LocalDriver, Understood
+from raynn.preparation import Understood
 from raynn.series import Steps, encode_steps, plan_of_data, plan_windows, read_steps, sorted_steps, split_steps
 from raynn.shards import Shard
 from raynn.sources import find_fragments

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raynn.drivers import LocalDriver
 from raynn.encoded import itself
 from raynn.errors import RunError
 from raynn.folder import write_json
 from raynn.image_quality import image_quality
 from raynn.networks.drawing import ImageGenerator
 from raynn.pictures import grid, png
-from raynn.preparation import LocalDriver
 from raynn.run import open_run
 from raynn.samples import draw_images
 from raynn.splits import TEST, TRAIN, VALIDATION

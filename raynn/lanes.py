@@ -89,18 +89,23 @@ class Lanes:
         first, last = self.lanes_of_worker(rank, num_workers)
         return self.rows_of(first)[0], self.rows_of(last - 1)[1]
 
-    def batches(self, epoch: int, rank: int, num_workers: int) -> list[NDArray[np.int64]]:
-        """Training rows (0 .. num_rows - 1) of this worker's share of every batch of an epoch, in order."""
+    def batches(self, epoch: int, rank: int, num_workers: int) -> list[NDArray[np.integer]]:
+        """Training rows (0 .. num_rows - 1) of this worker's share of every batch of an epoch, in order. All of them
+        are views of one array that takes 4 bytes a row, 8 where rows are 2**31 or more.
+        """
         first, last = self.lanes_of_worker(rank, num_workers)
         whole = self.steps_per_epoch - 1  # batches of full size; the last takes the rest
-        cut = whole * self.rows_per_batch
-        heads, tails = [], []
-        for lane in range(first, last):
+        b = self.rows_per_batch
+        cut = whole * b
+        dtype = np.int32 if self.num_rows < 2**31 else np.int64
+        heads = np.empty((whole, (last - first) * b), dtype)
+        tails = []
+        for place, lane in enumerate(range(first, last)):
             start, stop = self.rows_of(lane)
             order = start + np.random.default_rng([self.seed, epoch, lane]).permutation(stop - start)
-            heads.append(order[:cut].reshape(whole, self.rows_per_batch))
-            tails.append(order[cut:])
-        return [*np.concatenate(heads, axis=1), np.concatenate(tails)]
+            heads[:, place * b : (place + 1) * b] = order[:cut].reshape(whole, b)
+            tails.append(order[cut:].astype(dtype))
+        return [*heads, np.concatenate(tails)]
 
     def batch_rows(self, step: int) -> int:
         """Rows of the whole global batch at `step` of an epoch."""

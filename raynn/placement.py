@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
 import torch
 
 from raynn.batches import TrainingShard, evaluation_rows
 from raynn.collectives import Workers
-from raynn.encoded import Encoded, itself
+from raynn.encoded import Encoded, Fetch
+from raynn.footprint import in_words
 from raynn.job import Job
 from raynn.lanes import Lanes
-from raynn.shards import Shard, build_shard, choose_residence, free_memory_bytes, row_bytes
+from raynn.shards import Arrays, Shard, build_shard, choose_residence, free_bytes, free_memory_bytes, no_room, row_bytes
 from raynn.splits import TEST, TRAIN, VALIDATION
 from raynn.training import Shards
 
@@ -31,22 +31,54 @@ class Residence:
     where: str  # memory, disk
     worker_bytes: int
     budget_bytes: int
+    scratch_bytes: int = 0  # in files, of all workers
+    free_bytes: int = 0  # where the files will be
+    folder: str = "the run folder"
 
     def __str__(self) -> str:
         size, budget = (f"{number / 2**20:,.1f} MiB" for number in (self.worker_bytes, self.budget_bytes))
         share = f"{size} of rows a worker, of at most {budget} (resources.memory_gib)"
         if self.where == "memory":
-            return f"{share}: held in memory"
-        return f"{share}: read from a memory-mapped file in the run folder, which training waits for when it is slow"
+            return f"{share}: held in memory, or on its GPU where they fit"
+        return (
+            f"{share}: read from a memory-mapped file in {self.folder}, which training waits for when it is slow; the "
+            f"files of all workers take {in_words(self.scratch_bytes)} of {in_words(self.free_bytes)} that are free"
+        )
 
 
-def expected_residence(encoded: Encoded, job: Job) -> Residence:
+def expected_residence(encoded: Encoded, fetch: Fetch, job: Job, storage: Path) -> Residence:
     """What `place_shards` will do on this machine, told from the first rows."""
     rows = [encoded.num_rows(split) for split in (TRAIN, VALIDATION, TEST)]
-    first = next(iter(encoded.pieces(TRAIN, 0, min(rows[TRAIN], SAMPLE_ROWS), itself)))
+    first = next(iter(encoded.pieces(TRAIN, 0, min(rows[TRAIN], SAMPLE_ROWS), fetch)))
     size = math.ceil(row_bytes(first) * sum(rows) / job.resources.min_workers)
     budget = budget_bytes(job, job.resources.min_workers)
-    return Residence(choose_residence(size, budget, job.resources.residence, torch.device("cpu")), size, budget)
+    where = choose_residence(size, budget, job.resources.residence, torch.device("cpu"))
+    if where != "disk":
+        return Residence(where, size, budget)
+    folder = job.resources.scratch or "the run folder"
+    return Residence(where, size, budget, math.ceil(row_bytes(first) * sum(rows)), free_bytes(storage), folder)
+
+
+def require_scratch(encoded: Encoded, fetch: Fetch, job: Job, storage: Path) -> Residence:
+    """Where the workers' rows will be, if the disk of the storage can hold what does not fit in memory.
+
+    Raises:
+        ResourceError: it cannot.
+    """
+    if job.resources.scratch is not None:
+        storage = Path(job.resources.scratch).expanduser()
+    residence = expected_residence(encoded, fetch, job, storage)
+    if residence.scratch_bytes > residence.free_bytes:
+        raise no_room(storage, residence.scratch_bytes)
+    return residence
+
+
+def scratch_of(job: Job, run: Path) -> Path:
+    """The folder for rows of this run that do not fit in memory."""
+    if job.resources.scratch is None:
+        return run / "scratch"
+    # runs of one name in different storages may share a node's disk
+    return Path(job.resources.scratch).expanduser() / f"raynn-{run.name}-{zlib.crc32(str(run).encode()):08x}"
 
 
 def budget_bytes(job: Job, workers_on_node: int) -> int:
@@ -58,19 +90,20 @@ def budget_bytes(job: Job, workers_on_node: int) -> int:
 
 def place_shards(
     encoded: Encoded,
-    fetch: Callable[[Any], pa.Table],
+    fetch: Fetch,
     job: Job,
     workers: Workers,
     workers_on_node: int,
     scratch: Path,
     tests: bool = True,
+    meet: Callable[[], None] = lambda: None,
 ) -> Shards:
     """This worker's rows of each split, in memory where they fit, else in files under `scratch`; of the test set none
-    where `tests` is false.
+    where `tests` is false. `meet` is called after each block (`meeting`).
 
     Raises:
-        DataError: a global batch larger than the training rows.
-        ResourceError: more workers than lanes.
+        DataError: a global batch larger than the training rows; a block that cannot be encoded.
+        ResourceError: more workers than lanes; a disk that cannot hold the rows.
     """
     lanes = Lanes(encoded.num_rows(TRAIN), job.optimization.global_batch_size, job.optimization.seed)
     resources, budget = job.resources, budget_bytes(job, workers_on_node)
@@ -78,7 +111,7 @@ def place_shards(
 
     def shard(split: int, name: str, start: int, stop: int) -> Shard:
         return build_shard(
-            encoded.pieces(split, start, stop, fetch),
+            _met(encoded.pieces(split, start, stop, fetch), meet),
             start,
             stop - start,
             folder=scratch / name,
@@ -95,3 +128,9 @@ def place_shards(
 
     test = evaluated(TEST, "test") if tests and encoded.num_rows(TEST) else None
     return Shards(train, evaluated(VALIDATION, "validation"), test)
+
+
+def _met(pieces: Iterator[Arrays], meet: Callable[[], None]) -> Iterator[Arrays]:
+    for piece in pieces:
+        yield piece
+        meet()

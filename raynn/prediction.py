@@ -16,12 +16,13 @@ import pyarrow.parquet as pq
 
 from raynn.cleaning import ShapeError
 from raynn.corpus import cut_texts
+from raynn.drivers import LocalDriver
 from raynn.errors import DataError
 from raynn.folder import write_bad_rows
 from raynn.forecast import reading_plan
 from raynn.fragments import BadRow, Fragment, read_fragment
 from raynn.outputs import SPLITS
-from raynn.preparation import LocalDriver, Understood, described
+from raynn.preparation import Understood, described
 from raynn.progress import Counter
 from raynn.run import Run, SplitRows, open_run
 from raynn.series import read_steps

@@ -11,13 +11,13 @@ import json
 import math
 import os
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from glob import glob
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,59 +27,23 @@ from numpy.typing import NDArray
 from raynn.catalog import CATALOG
 from raynn.cleaning import ShapeError, clean
 from raynn.columns import ColumnKind, ColumnSpec, infer_columns, require_features
+from raynn.drivers import BLOCK, Driver, index_of
 from raynn.encoded import Blocks, Encoded, EncodedBlocks
 from raynn.errors import DataError
+from raynn.footprint import Footprint, footprint_of
 from raynn.fragments import BadRow, Fragment, read_fragment, sample_rows, schema_of
 from raynn.metrics import Task
 from raynn.preprocessing import Preprocessing, Summary, fit, summarize
 from raynn.sources import ColumnSplit, DataSettings, find_sources
 from raynn.splits import NAMES, TRAIN, assign_splits
+from raynn.summaries import sample_limit, sampled
 from raynn.tokens import TokenKind
 
-# Columns that cleaning adds beside the data's own.
-BLOCK = "__block__"  # int32, the fragment's number
+# Columns that cleaning adds beside the data's own and BLOCK.
 REASON = "__reason__"  # string, null for a good row: JSON of the row as bad_rows.jsonl names it
 UNREAD = "__unread__"  # string, in a block's first row: JSON of the rows that could not even be read
 SAMPLE_ROWS = 10_000
 MAX_CLASSES_OF_INTEGERS = 50
-
-TableFunction = Callable[[pa.Table], pa.Table]
-
-
-class Driver(Protocol):
-    """Maps functions over blocks: in this process, or over a cluster."""
-
-    def read(self, fragments: Sequence[Fragment], read: Callable[[int, Fragment], pa.Table]) -> Blocks:
-        """One block a fragment, in order."""
-
-    def map(self, blocks: Blocks, function: TableFunction) -> Blocks:
-        """`function` of each block, in order."""
-
-    def tables(self, blocks: Blocks) -> Iterator[pa.Table]:
-        """The blocks' tables, brought here one at a time."""
-
-    def put(self, tables: Sequence[pa.Table]) -> Blocks:
-        """Tables of this process as blocks."""
-
-
-class LocalDriver:
-    """Everything in this process: blocks are tables."""
-
-    def read(self, fragments: Sequence[Fragment], read: Callable[[int, Fragment], pa.Table]) -> Blocks:
-        """One table a fragment."""
-        return [read(index, fragment) for index, fragment in enumerate(fragments)]
-
-    def map(self, blocks: Blocks, function: TableFunction) -> Blocks:
-        """`function` of each table."""
-        return [function(block) for block in blocks]
-
-    def tables(self, blocks: Blocks) -> Iterator[pa.Table]:
-        """The tables themselves."""
-        return iter(blocks)
-
-    def put(self, tables: Sequence[pa.Table]) -> Blocks:
-        """The tables themselves."""
-        return tables
 
 
 @dataclass(frozen=True)
@@ -169,6 +133,7 @@ class Understood:
     plan: ReadPlan
     fragments: tuple[Fragment, ...]
     roles: tuple[int, ...]  # of each fragment: 0 the training source, 1 validation, 2 test
+    footprint: Footprint | None = None  # where the rows of each fragment can be prepared by themselves
 
 
 def located(settings: DataSettings, folder: Path) -> DataSettings:
@@ -221,7 +186,8 @@ def understand(
         features = tuple(replace(f, shape=(0, f.shape[1])) if f.kind == "sequence" else f for f in features)
     splits = [s.column for s in (settings.validation, settings.test) if isinstance(s, ColumnSplit)]
     beside = dict.fromkeys([*extra, *([settings.group] if settings.group else []), *splits])
-    return Understood(ReadPlan(settings, features, targets, tuple(beside)), fragments, roles)
+    footprint = footprint_of(fragments, features, targets, tuple(beside), sample)
+    return Understood(ReadPlan(settings, features, targets, tuple(beside)), fragments, roles, footprint)
 
 
 def sample_of(fragments: Sequence[Fragment], roles: Sequence[int]) -> pa.Table:
@@ -260,13 +226,15 @@ def prepare(
         chosen, reason = choose_task(task, facts[target.name].filter(pa.array(~bad)), target.name)
     classes = codes_of(facts[plan.targets[0].name]) if chosen != "regression" and plan.targets else None
     groups = codes_of(facts[settings.group]) if settings.group else None
-    named = {name: np.asarray(facts[name].cast(pa.string()).fill_null("").to_pylist(), np.str_) for name in plan.extra}
+    columns = [s.column for s in (settings.validation, settings.test) if isinstance(s, ColumnSplit)]
+    named = {name: np.asarray(facts[name].cast(pa.string()).fill_null("").to_pylist(), np.str_) for name in columns}
     roles = np.repeat(np.array(understood.roles, np.uint8), read.counts)
     splits = assign_splits(settings, roles, bad, seed, classes, groups, named)
+    del facts, classes, groups, named, roles
     offsets = np.concatenate([[0], np.cumsum(read.counts)])
     parts = [splits[a:b] for a, b in pairwise(offsets)]
     preprocessing = preprocessing or fitted_on(TRAIN, read.blocks, parts, plan, chosen, driver)
-    blocks = driver.map(read.blocks, partial(_encoded_block, parts=parts, preprocessing=preprocessing))
+    blocks = driver.map(read.blocks, partial(_encoded_block, preprocessing=preprocessing), parts)
     table = np.array([[int((part == s).sum()) for s in range(3)] for part in parts], np.int64).reshape(-1, 3)
     encoded = EncodedBlocks(blocks, table, preprocessing.input_spec)
     # within a block validation rows follow the training rows: counted among them, they are some
@@ -304,7 +272,7 @@ def read_rows(understood: Understood, driver: Driver) -> ReadRows:
     plan = understood.plan
     blocks = driver.read(understood.fragments, plan.read)
     keys = list(dict.fromkeys([*(spec.name for spec in plan.targets), *plan.extra, REASON, UNREAD]))
-    facts = list(driver.tables(driver.map(blocks, partial(_select, names=keys))))
+    facts = list(driver.tables(driver.map(blocks, partial(facts_of, names=keys))))
     whole = pa.concat_tables([table.unify_dictionaries() for table in facts], promote_options="permissive")
     bad_rows = bad_rows_of(whole)
     num_source_rows = whole.num_rows + _num_unread(whole)
@@ -320,14 +288,17 @@ def fitted_on(
     offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
     summary_of = partial(
         _summary_block,
-        parts=parts,
         split=split,
         offsets=offsets,
+        limit=sample_limit(
+            (np.flatnonzero(part == split) + start for part, start in zip(parts, offsets[:-1], strict=True)),
+            len(sampled(plan.features)),
+        ),
         features=plan.features,
         targets=plan.targets,
         tokens=plan.settings.tokens or "words",
     )
-    summaries = [_unpickled(table) for table in driver.tables(driver.map(blocks, summary_of))]
+    summaries = (_unpickled(table) for table in driver.tables(driver.map(blocks, summary_of, parts)))
     return fit((s for s in summaries if s is not None), plan.features, plan.targets, task, plan.settings)
 
 
@@ -337,7 +308,7 @@ def choose_task(task: Task | None, target: pa.ChunkedArray, name: str) -> tuple[
     Raises:
         DataError: a task that this target cannot have.
     """
-    kind = target.type
+    kind = target.type.value_type if pa.types.is_dictionary(target.type) else target.type
     is_number = pa.types.is_floating(kind) or pa.types.is_integer(kind)
     if task == "classification":
         return "classification", "as the job says"
@@ -357,31 +328,41 @@ def choose_task(task: Task | None, target: pa.ChunkedArray, name: str) -> tuple[
     return "regression", f"target {name!r} holds {distinct} different numbers"
 
 
-def _select(table: pa.Table, names: list[str]) -> pa.Table:
-    return table.select(names)
-
-
-def _block_part(table: pa.Table, parts: Sequence[NDArray[np.uint8]]) -> tuple[int, NDArray[np.uint8]]:
-    """A block's number and the splits of its rows."""
-    index = table[BLOCK][0].as_py() if table.num_rows else 0
-    return index, parts[index] if table.num_rows else np.zeros(0, np.uint8)
+def facts_of(table: pa.Table, names: list[str]) -> pa.Table:
+    """What the driver must know of a block's rows, small: it knows it of all rows of the data at once. A column of
+    text as numbers and a dictionary, whole numbers in as few bytes as hold them, a column without any value in none.
+    """
+    columns = {}
+    for name in names:
+        column = table[name]
+        if column.null_count == len(column):
+            column = pa.nulls(len(column))
+        elif pa.types.is_string(column.type):
+            column = column.dictionary_encode()
+        elif pa.types.is_integer(column.type):
+            low, high = (bound.as_py() for bound in pc.min_max(column).values())
+            small = (t for t in (np.int8, np.int16, np.int32) if np.iinfo(t).min <= low and high <= np.iinfo(t).max)
+            column = column.cast(pa.from_numpy_dtype(next(small, np.int64)))
+        columns[name] = column
+    return pa.table(columns)
 
 
 def _summary_block(
     table: pa.Table,
-    parts: Sequence[NDArray[np.uint8]],
+    splits: NDArray[np.uint8],
     split: int,
     offsets: NDArray[np.int64],
+    limit: np.uint64,
     features: tuple[ColumnSpec, ...],
     targets: tuple[ColumnSpec, ...],
     tokens: TokenKind,
 ) -> pa.Table:
     """One row: the pickled summary of a block's rows of a split, or null where it has none."""
-    index, splits = _block_part(table, parts)
     rows = np.flatnonzero(splits == split)
     summary = None
     if len(rows):
-        summary = pickle.dumps(summarize(_taken(table, rows), features, targets, rows + offsets[index], tokens))
+        row_ids = rows + offsets[index_of(table)]
+        summary = pickle.dumps(summarize(_taken(table, rows), features, targets, row_ids, tokens, limit))
     return pa.table({"summary": pa.array([summary], pa.large_binary())})
 
 
@@ -391,9 +372,8 @@ def _unpickled(table: pa.Table) -> Summary | None:
     return None if content is None else pickle.loads(content)
 
 
-def _encoded_block(table: pa.Table, parts: Sequence[NDArray[np.uint8]], preprocessing: Preprocessing) -> pa.Table:
+def _encoded_block(table: pa.Table, splits: NDArray[np.uint8], preprocessing: Preprocessing) -> pa.Table:
     """A block's rows encoded, by split: training, validation, test; excluded rows are gone."""
-    _, splits = _block_part(table, parts)
     rows = np.concatenate([np.flatnonzero(splits == split) for split in range(3)])
     return preprocessing.encode(_taken(table, rows), with_target=True).combine_chunks()
 
@@ -405,11 +385,19 @@ def _taken(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
     return table.take(pa.array(rows))
 
 
-def codes_of(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    """Whole numbers for values [N], equal for equal values; -1 for null."""
-    codes = column.combine_chunks().dictionary_encode()
-    codes = codes.indices if isinstance(codes, pa.DictionaryArray) else codes.combine_chunks().indices
-    return np.asarray(codes.fill_null(-1).to_numpy(zero_copy_only=False), np.int64)
+def codes_of(column: pa.ChunkedArray) -> NDArray[np.integer[Any]]:
+    """Whole numbers for values [N], equal for equal values; -1 for null. As small as hold them all."""
+    if pa.types.is_dictionary(column.type):
+        chunks = column.unify_dictionaries().chunks
+        most = max((len(chunk.dictionary) for chunk in chunks), default=0)
+        codes = (chunk.indices for chunk in chunks)
+    else:
+        values = pc.unique(column).drop_null()
+        most = len(values)
+        codes = (pc.index_in(chunk, value_set=values) for chunk in column.chunks)
+    dtype = np.promote_types(np.min_scalar_type(most), np.int8)  # signed
+    parts = [each.fill_null(-1).to_numpy(zero_copy_only=False).astype(dtype) for each in codes]
+    return np.concatenate(parts) if parts else np.zeros(0, dtype)
 
 
 def bad_rows_of(facts: pa.Table) -> tuple[BadRow, ...]:

@@ -26,6 +26,13 @@ class ResourcesSettings(Settings):
     networks that do not fit on one device; one worker has all of it, as there is nothing to share.
     `residence` auto: a worker's shard is held in memory where it fits `memory_gib` (a share of what is free
     when not given), else in a memory-mapped file on its disk; the batches are the same.
+
+    `preparation` auto: cleaned and encoded tables are kept until the workers have their rows where they fill at most
+    half of the object store (without Ray, of the memory that is free); else none is kept, and the sources are read
+    again instead. `object_store_gib` bounds the store of a Ray that is started here; a cluster's is as it is.
+
+    `scratch` is a folder on each node's own disk for rows that do not fit in memory; by default they are in the run
+    folder, which on a cluster is often across a network.
     """
 
     workers: Annotated[int, Field(ge=1)] | WorkerRange = 1
@@ -39,6 +46,9 @@ class ResourcesSettings(Settings):
     ] = "ddp"
     residence: Literal["auto", "memory", "disk"] = "auto"
     memory_gib: Annotated[float, Field(gt=0.0)] | None = None
+    scratch: str | None = None
+    preparation: Literal["auto", "keep", "stream"] = "auto"
+    object_store_gib: Annotated[float, Field(ge=0.08, description="Ray takes no smaller one")] | None = None
     timeout_s: Annotated[float, Field(gt=0.0)] = 120.0
     wait_s: Annotated[float, Field(ge=0.0, description="how long nodes that an autoscaler starts are waited for")] = (
         900.0

@@ -18,6 +18,7 @@ from raynn.cleaning import clean
 from raynn.collectives import Workers
 from raynn.corpus import scored_source
 from raynn.documents import document_columns
+from raynn.drivers import LocalDriver, StreamingDriver
 from raynn.encoded import itself, shaped_arrays
 from raynn.errors import DataError, RunError
 from raynn.folder import check_run, read_result
@@ -28,10 +29,10 @@ from raynn.job import Job
 from raynn.loop import evaluate_shard
 from raynn.objectives import with_split
 from raynn.outputs import SPLITS, cannot_be_evaluated, device_of, outputs_of, prediction_columns, shard_of
-from raynn.preparation import LocalDriver, Prepared, ReadPlan, bad_rows_of
+from raynn.preparation import Prepared, ReadPlan, bad_rows_of
 from raynn.preprocessing import Preprocessing
 from raynn.series import Steps
-from raynn.shards import Shard
+from raynn.shards import Shard, free_memory_bytes
 from raynn.sources import find_fragments
 from raynn.splits import TEST
 from raynn.storage import local_run
@@ -164,7 +165,9 @@ class Run:
 
     def prepared(self) -> Prepared:
         """The job's own data again, with the model's preprocessing."""
-        return prepare_job(self.job, understand_job(self.job, self.folder), LocalDriver(), self.preprocessing)
+        understood = understand_job(self.job, self.folder)
+        kept = understood.footprint is None or understood.footprint.kept(free_memory_bytes(), "auto")
+        return prepare_job(self.job, understood, LocalDriver() if kept else StreamingDriver(), self.preprocessing)
 
     def split_shard(self, prepared: Prepared, name: str) -> Shard:
         rows = prepared.encoded.num_rows(SPLITS[name])

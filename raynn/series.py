@@ -18,12 +18,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raynn.columns import ColumnKind, ColumnSpec
+from raynn.drivers import BLOCK, Driver
 from raynn.errors import DataError, JobError, did_you_mean
 from raynn.preparation import (
-    BLOCK,
     REASON,
     UNREAD,
-    Driver,
     Prepared,
     ReadPlan,
     ReadRows,
@@ -81,7 +80,8 @@ def understand_series(settings: DataSettings, folder: Path) -> Understood:
     taken = {spec.name for spec in (*plan.features, *plan.targets)} & {spec.name for spec in calendar}
     if taken:
         raise DataError(f"column {taken.pop()!r} is also what data.calendar makes of the time; rename the column")
-    return replace(understood, plan=replace(plan, features=(*plan.features, *calendar)))
+    # all steps are sorted at once: there is no preparing a block by itself
+    return replace(understood, plan=replace(plan, features=(*plan.features, *calendar)), footprint=None)
 
 
 def _check_features(features: tuple[ColumnSpec, ...], settings: DataSettings) -> None:

@@ -7,7 +7,9 @@ Shapes: N rows, B rows of a batch, S steps of all sequences, T the longest of a 
 
 from __future__ import annotations
 
+import math
 import os
+import shutil
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,6 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raynn.errors import ResourceError
+from raynn.footprint import in_words
 from raynn.ragged import Ragged
 
 Arrays = dict[str, NDArray[Any] | Ragged]
@@ -171,6 +175,20 @@ def free_memory_bytes() -> int:
     return free
 
 
+def free_bytes(folder: Path) -> int:
+    """Of the disk that the folder, or what of it is there already, lies on."""
+    return shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
+
+
+def no_room(folder: Path, needed_bytes: int) -> ResourceError:
+    """A disk that cannot hold what does not fit in memory."""
+    return ResourceError(
+        f"{folder} is on a disk with {in_words(free_bytes(folder))} free, and rows that do not fit in memory take "
+        f"{in_words(needed_bytes)} there; name a folder on a larger disk (resources.scratch=FOLDER), raise "
+        "resources.memory_gib, or use more workers on other nodes"
+    )
+
+
 def build_shard(
     pieces: Iterable[Arrays],
     first_row: int,
@@ -186,6 +204,9 @@ def build_shard(
 
     On "disk" the tensors are memory-mapped files in `folder`: random rows are read as batches need them, and the
     operating system keeps in memory what fits.
+
+    Raises:
+        ResourceError: the disk cannot hold them.
     """
     columns: dict[str, _Rows | _Steps] = {}
     where, filled = "memory", 0
@@ -195,6 +216,9 @@ def build_shard(
             where = choose_residence(round(row_bytes(piece) * num_rows), budget, residence, device)
             if where == "disk":
                 folder.mkdir(parents=True, exist_ok=True)
+                needed = math.ceil(row_bytes(piece) * num_rows)
+                if needed > free_bytes(folder):
+                    raise no_room(folder, needed)
             for name, array in piece.items():
                 path = folder / f"{name}.bin" if where == "disk" else None
                 columns[name] = _Steps(path) if isinstance(array, Ragged) else _Rows(num_rows, array, path)
@@ -214,6 +238,13 @@ def row_bytes(piece: Arrays) -> float:
     return total / max(1, len(next(iter(piece.values()))))
 
 
+def _allocate(file: int, num_bytes: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, num_bytes)
+    else:  # macOS
+        os.truncate(file, num_bytes)
+
+
 class _Rows:
     """A column whose rows are alike: one array for all of them, filled piece by piece."""
 
@@ -224,7 +255,14 @@ class _Rows:
         if path is None:
             self.array = np.empty(shape, dtype=like.dtype)
         else:
-            self.array = np.memmap(path, dtype=like.dtype, mode="w+", shape=shape)
+            # all of its blocks are taken now: a disk that is full later would end the process, not raise an error
+            size = math.prod(shape) * like.dtype.itemsize
+            with path.open("wb") as file:
+                try:
+                    _allocate(file.fileno(), size)
+                except OSError as error:
+                    raise no_room(path.parent, size) from error
+            self.array = np.memmap(path, dtype=like.dtype, mode="r+", shape=shape)
 
     def add(self, array: Any) -> None:
         """The next rows."""

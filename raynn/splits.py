@@ -18,6 +18,7 @@ from raynn.times import shown_time, tick_of
 TRAIN, VALIDATION, TEST, EXCLUDED = 0, 1, 2, 255
 NAMES = {TRAIN: "train", VALIDATION: "validation", TEST: "test"}
 SHOWN = 10
+CHUNK_ROWS = 2**18  # worked on at a time, where whole columns of 8-byte numbers would take more than the rows
 
 Bytes = npt.NDArray[np.uint8]
 Integers = npt.NDArray[np.integer]
@@ -60,18 +61,20 @@ def assign_splits(
     if fractions and groups is not None:
         _check_enough_groups(settings, fractions, groups[splits == TRAIN])
     for place, (split, fraction) in enumerate(fractions.items()):
-        pool = np.flatnonzero(splits == TRAIN)
+        free = splits == TRAIN
+        num_free = int(free.sum())
+        pool = slice(None) if num_free == len(free) else _places(free)
         count = _rounded(fraction, num_rows)
-        _check_count(split, fraction, count, num_rows, len(pool))
-        pool_classes = np.zeros(len(pool), np.int64) if classes is None else classes[pool]
+        _check_count(split, fraction, count, num_rows, num_free)
+        pool_classes = np.zeros(num_free, np.uint8) if classes is None else classes[pool]
         if groups is None:
             chosen = _draw_rows(pool_classes, count, rng)
         else:
             num_kept = len(fractions) - place  # one for training, one for each split to come
             chosen = _draw_groups(groups[pool], pool_classes, count, num_kept, rng)
         if len(chosen) == 0 or (groups is None and len(chosen) < count):
-            raise _undividable(settings, split, fraction, count, len(pool), len(chosen))
-        splits[pool[chosen]] = split
+            raise _undividable(settings, split, fraction, count, num_free, len(chosen))
+        splits[chosen if isinstance(pool, slice) else pool[chosen]] = split
     _check_not_empty(wanted, splits)
     if groups is not None:
         _check_no_straddling(settings, groups, splits)
@@ -163,21 +166,60 @@ def _rounded(fraction: float, num_rows: int) -> int:
     return int((Decimal(repr(fraction)) * num_rows).quantize(Decimal(1), ROUND_HALF_UP))
 
 
+def _places(flags: Flags) -> Integers:
+    """Where `flags` [N] hold, in 4 bytes each where that is enough."""
+    places: Integers = np.empty(np.count_nonzero(flags), np.int32 if len(flags) < 2**31 else np.int64)
+    filled = 0
+    for start in range(0, len(flags), CHUNK_ROWS):
+        found = np.flatnonzero(flags[start : start + CHUNK_ROWS]) + start
+        places[filled : filled + len(found)] = found
+        filled += len(found)
+    return places
+
+
+def _ranked(values: Integers) -> tuple[Integers, Integers]:
+    """For each value [M] its rank among the distinct ones, and how many are of each [K]: numpy's `unique`, which sorts,
+    without sorting, in a byte or two a value where the values lie close together.
+    """
+    low, high = int(values.min()), int(values.max())
+    if high - low >= 2**16:
+        _, ranks, sizes = np.unique(values, return_inverse=True, return_counts=True)
+        return ranks, sizes
+    chunks = [values[start : start + CHUNK_ROWS] for start in range(0, len(values), CHUNK_ROWS)]
+    counts = np.zeros(high - low + 1, np.int64)
+    for chunk in chunks:
+        counts += np.bincount(chunk.astype(np.int64) - low, minlength=len(counts))
+    rank = np.cumsum(counts > 0) - 1
+    codes: Integers = np.empty(len(values), np.min_scalar_type(rank[-1]))
+    for place, chunk in enumerate(chunks):
+        codes[place * CHUNK_ROWS : place * CHUNK_ROWS + len(chunk)] = rank[chunk.astype(np.int64) - low]
+    return codes, counts[counts > 0]
+
+
 def _draw_rows(classes: Integers, count: int, rng: np.random.Generator) -> Integers:
     """Places [<= count] in the pool [M]: each class its quota of `count` by largest remainder, less where it
     would leave a class nothing; fewer than `count` when no class can spare more."""
-    _, codes, sizes = np.unique(classes, return_inverse=True, return_counts=True)
+    codes, sizes = _ranked(classes)
     quotas, remainders = np.divmod(count * sizes, len(codes))
     order = np.lexsort((np.arange(len(sizes)), -sizes, -remainders))
     # each quota is below its class while `count` is below the pool; only remainders can meet a full class
     while quotas.sum() < count and (quotas < sizes - 1).any():
         open_classes = order[(quotas < sizes - 1)[order]]
         quotas[open_classes[: count - quotas.sum()]] += 1
-    shuffled = rng.permutation(len(codes))
-    # rows by class, each class in shuffled order: take the first of each up to its quota
-    by_class = shuffled[np.argsort(codes[shuffled], kind="stable")]
-    rank = np.arange(len(codes)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return np.sort(by_class[rank < np.repeat(quotas, sizes)])
+    shuffled = np.arange(len(codes), dtype=np.int32 if len(codes) < 2**31 else np.int64)
+    rng.shuffle(shuffled)  # as `permutation`, which takes 8 bytes a row
+    # the first of each class in shuffled order, up to its quota
+    left, chosen = quotas.copy(), []
+    for start in range(0, len(shuffled), CHUNK_ROWS):
+        places = shuffled[start : start + CHUNK_ROWS]
+        by_class = np.argsort(codes[places], kind="stable")
+        here = np.bincount(codes[places], minlength=len(sizes))
+        rank = np.arange(len(places)) - np.repeat(np.cumsum(here) - here, here)
+        chosen.append(places[by_class[rank < np.repeat(left, here)]])
+        left -= np.minimum(left, here)
+        if not left.any():
+            break
+    return np.sort(np.concatenate(chosen))
 
 
 def _draw_groups(

@@ -27,6 +27,7 @@ from raynn.collectives import Workers, gpu_names
 from raynn.data import RayDriver
 from raynn.desk import Desk, Slots, refuse_nodes_apart, run_trials, slots_for
 from raynn.director import Director, Limits, Suggestion
+from raynn.drivers import Driver
 from raynn.encoded import itself
 from raynn.errors import JobError, RunError, TrainingError
 from raynn.folder import STUDY, describe, read_result, write_json
@@ -35,7 +36,7 @@ from raynn.ledger import FILE, Ledger, Trial
 from raynn.metrics import QUANTITIES
 from raynn.outcome import counts, write_trials
 from raynn.placement import place_shards
-from raynn.preparation import Driver, Prepared, located, split_summary
+from raynn.preparation import Prepared, located, split_summary
 from raynn.progress import ProgressLine, ProgressWriter
 from raynn.regularization import applicable, knob_specs
 from raynn.report import conclude

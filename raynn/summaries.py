@@ -28,6 +28,7 @@ Integers = npt.NDArray[np.int64]
 
 SAMPLE_ROWS = 100_000  # each quantile within half a percentile of the whole's, 98 times in 100 (Massart 1990)
 SAMPLE_VALUES = 2**24  # no sample takes more than 128 MiB, however many columns
+NO_LIMIT = np.uint64(2**64 - 1)
 MAX_CLASSES = 2**16
 CHUNK_VALUES = 2**22  # 32 MiB of float64
 US_PER_DAY = 86_400_000_000
@@ -279,14 +280,16 @@ def summarize(
     targets: Sequence[ColumnSpec],
     row_ids: Integers,
     tokens: TokenKind = "words",
+    limit: np.uint64 = NO_LIMIT,
 ) -> Summary:
     """Summary of cleaned training rows; `row_ids` [N] are their ids in the whole data, each used once. `tokens` says
-    what is counted of text.
+    what is counted of text, `limit` the largest hash of a sampled row where that is known (`sample_limit`).
     """
     used = [spec for spec in features if spec.kind != "ignore"]
     hashes = splitmix64(row_ids)
-    quantile_columns = [spec for spec in used if spec.kind in ("numeric", "date")]
-    order = np.argsort(hashes)[: sample_rows(len(quantile_columns))]
+    quantile_columns = sampled(features)
+    within = np.flatnonzero(hashes <= limit)
+    order = within[np.argsort(hashes[within])][: sample_rows(len(quantile_columns))]
     sample_NQ = np.empty((len(order), len(quantile_columns)))
     for place, spec in enumerate(quantile_columns):
         read = numbers if spec.kind == "numeric" else days
@@ -297,6 +300,28 @@ def summarize(
         tuple(_summarize_target(table[spec.name]) for spec in targets),
         QuantileSample(hashes[order], sample_NQ),
     )
+
+
+def sampled(features: Sequence[ColumnSpec]) -> list[ColumnSpec]:
+    """The columns that quantiles are taken of."""
+    return [spec for spec in features if spec.kind in ("numeric", "date")]
+
+
+def sample_limit(row_ids: Iterable[Integers], num_columns: int) -> np.uint64:
+    """The largest hash of a row in the sample of all these rows, which come in parts: with it a block sends its rows of
+    the sample and no others, of which it would have to send up to a whole sample.
+    """
+    most = sample_rows(num_columns)
+    if not most:
+        return NO_LIMIT
+    smallest, limit = np.empty(0, np.uint64), NO_LIMIT
+    for ids in row_ids:
+        hashes = splitmix64(ids)
+        smallest = np.concatenate([smallest, hashes[hashes <= limit]])
+        if len(smallest) > most:
+            smallest = np.partition(smallest, most - 1)[:most]
+            limit = smallest.max()
+    return limit
 
 
 def sample_rows(num_columns: int) -> int:

@@ -10,13 +10,14 @@ import torch
 
 from raynn.columns import ColumnSpec
 from raynn.corpus import prepare_corpus, understand_corpus
+from raynn.drivers import Driver
 from raynn.errors import DataError, JobError, did_you_mean
 from raynn.job import Job
 from raynn.lanes import Lanes
 from raynn.metrics import Task, quantities_of
 from raynn.networks import NETWORKS
 from raynn.networks.forecasting import Forecaster
-from raynn.preparation import Driver, Prepared, Understood, prepare, understand
+from raynn.preparation import Prepared, Understood, prepare, understand
 from raynn.preprocessing import Preprocessing
 from raynn.regularization import misuse
 from raynn.series import prepare_series, understand_series

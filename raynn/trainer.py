@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -23,13 +23,14 @@ from raynn.capacity import Room, await_room
 from raynn.checkpoint import load_newest
 from raynn.cluster import cluster
 from raynn.collectives import gpu_names
-from raynn.encoded import Encoded, itself
+from raynn.drivers import Driver, StreamingDriver
+from raynn.encoded import Encoded, Fetch, itself
 from raynn.errors import ResourceError, RunError, TrainingError
 from raynn.folder import describe, write_json
 from raynn.fragments import open_file_system
 from raynn.job import NOT_THE_RESULT, Job, refuse_changes
 from raynn.nodes import require_shared
-from raynn.preparation import Driver, Prepared, Understood, located, split_summary
+from raynn.preparation import Prepared, Understood, located, split_summary
 from raynn.problems import show
 from raynn.progress import ProgressLine
 from raynn.remote import join_url
@@ -41,6 +42,7 @@ from raynn.tracking import Mirroring, check_tracking
 from raynn.training import Assignment, Shards, run_training
 
 CONTROLLER_FAILURE_LIMIT = 3
+RAYS_SHARE = 0.3  # of memory, that Ray takes for its object store unless told otherwise
 
 
 def train(job: Job, folder: Path | None = None, *, quiet: bool = True, started_at: float | None = None) -> Path:
@@ -62,13 +64,59 @@ def train(job: Job, folder: Path | None = None, *, quiet: bool = True, started_a
     job = job.model_copy(update={"data": located(job.data, folder or Path())})
     resumed = _resumed_run(job, storage) if job.resume else None
     understood = understand_job(job, folder or Path())
+    place = resumed or storage
     if not uses_ray(job):
-        return _train(job, understood, RememberingDriver(), _run_here, resumed or storage, started_at, quiet)
-    with cluster(job.resources.max_workers * (job.resources.cpus_per_worker or 1)):
-        from raynn.data import RayDriver
-
+        return _train(job, understood, preparing_here(job, understood), _run_here, place, started_at, quiet)
+    with cluster(job.resources.max_workers * (job.resources.cpus_per_worker or 1), job.resources.object_store_gib):
         require_cluster(job, storage, understood, quiet=quiet)
-        return _train(job, understood, RayDriver(), _run_on_ray, resumed or storage, started_at, quiet)
+        return _train(job, understood, _preparing_on_ray(job, understood), _run_on_ray, place, started_at, quiet)
+
+
+@dataclass(frozen=True)
+class Preparing:
+    """Who prepares a job's data, and how a process comes by a block of theirs."""
+
+    driver: Driver
+    fetch: Fetch
+    told: str = ""  # what it means for memory, in a line
+
+
+def preparing_here(job: Job, understood: Understood) -> Preparing:
+    """In this process: tables are kept where they fit."""
+    from raynn.shards import free_memory_bytes
+
+    footprint, room = understood.footprint, free_memory_bytes()
+    if footprint is None:
+        return Preparing(RememberingDriver(), itself)
+    kept = footprint.kept(room, job.resources.preparation)
+    driver = RememberingDriver() if kept else StreamingDriver()
+    return Preparing(driver, itself, footprint.said(kept, "the memory that is free", room))
+
+
+def expected_preparing(job: Job, understood: Understood) -> str:
+    """What training will do with the tables on this machine, in a line or none: said where Ray is not started."""
+    from raynn.shards import free_memory_bytes
+
+    footprint = understood.footprint
+    if footprint is None or not uses_ray(job):
+        return preparing_here(job, understood).told
+    store_gib = job.resources.object_store_gib
+    room = store_gib * 2**30 if store_gib is not None else RAYS_SHARE * free_memory_bytes()
+    return footprint.said(footprint.kept(room, job.resources.preparation), "Ray's object store", room)
+
+
+def _preparing_on_ray(job: Job, understood: Understood) -> Preparing:
+    """On the cluster that this process works on: blocks are kept in the object store where they fit."""
+    import ray
+
+    from raynn.data import RayDriver, RayStreamingDriver, fetch
+
+    footprint, room = understood.footprint, ray.cluster_resources().get("object_store_memory", 0.0)
+    if footprint is None:
+        return Preparing(RayDriver(), fetch)
+    kept = footprint.kept(room, job.resources.preparation)
+    driver = RayDriver() if kept else RayStreamingDriver()
+    return Preparing(driver, fetch, footprint.said(kept, "Ray's object store", room))
 
 
 def require_cluster(job: Job, storage: Path, understood: Understood, trials: int = 1, *, quiet: bool = True) -> None:
@@ -93,18 +141,24 @@ def require_cluster(job: Job, storage: Path, understood: Understood, trials: int
 def _train(
     job: Job,
     understood: Understood,
-    driver: Driver,
+    preparing: Preparing,
     run_training_on: Callable[[Assignment, Prepared, Kept], None],
     place: Path,
     started_at: float,
     quiet: bool,
 ) -> Path:
     """Prepares the data, claims the run folder (or continues in `place`, if that is one) and trains."""
-    prepared = prepare_job(job, understood, driver)
+    from raynn.placement import require_scratch
+
+    if preparing.told and not quiet:
+        _say(preparing.told)
+    prepared = prepare_job(job, understood, preparing.driver)
     job = checked(job.model_copy(update={"task": prepared.task}), prepared)
+    residence = require_scratch(prepared.encoded, preparing.fetch, job, place)
     run = place if job.resume else claim(place, job.name)
     if not quiet:
         _say(f"{split_summary(prepared)}; {prepared.task}: {prepared.task_reason}")
+        _say(str(residence))
         for note in prepared.notes:
             _say(note)
         _say(f"run folder {address_of(run)}")
@@ -196,22 +250,25 @@ def _run_here(assignment: Assignment, prepared: Prepared, keeping: Kept) -> None
     import torch
 
     from raynn.collectives import Workers
-    from raynn.placement import place_shards
+    from raynn.placement import place_shards, scratch_of
 
     wants_gpu = assignment.job.resources.gpus_per_worker != 0
     device = torch.device("cuda" if wants_gpu and torch.cuda.is_available() else "cpu")
     if assignment.job.resources.cpus_per_worker:
         torch.set_num_threads(assignment.job.resources.cpus_per_worker)
     workers = Workers(device=device)
-    scratch = Path(assignment.folder) / "scratch"
+    scratch = scratch_of(assignment.job, Path(assignment.folder))
 
     def place(encoded: Encoded, name: str = "") -> Shards:
         return place_shards(encoded, itself, assignment.job, workers, 1, scratch / name)
 
     again = prepared.refit
     place_refit = None if again is None else partial(place, again, "refit")
-    for _ in run_training(assignment, place(prepared.encoded), workers, place_refit):
-        pass
+    try:
+        for _ in run_training(assignment, place(prepared.encoded), workers, place_refit):
+            pass
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _run_on_ray(assignment: Assignment, prepared: Prepared, keeping: Kept) -> None:

@@ -23,6 +23,7 @@ from raynn.collectives import Workers, gpu_names
 from raynn.data import RayDriver, fetch
 from raynn.desk import Desk, Slots, refuse_nodes_apart, run_trials, slots_for
 from raynn.director import Director, Limits, Repeats
+from raynn.drivers import Driver
 from raynn.encoded import itself
 from raynn.errors import JobError, RunError, TrainingError
 from raynn.estimate import Pace, estimate, expected_epochs, seconds_left
@@ -35,7 +36,7 @@ from raynn.objectives import with_split
 from raynn.outcome import best_epoch, best_job_text, counts, metrics_of, repeated, trials_table, winner, write_trials
 from raynn.pareto import pareto_front
 from raynn.placement import place_shards
-from raynn.preparation import Driver, Prepared, located, split_summary
+from raynn.preparation import Prepared, located, split_summary
 from raynn.preprocessing import Preprocessing
 from raynn.progress import ProgressLine, ProgressWriter
 from raynn.race import Race

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,8 @@ from raynn.collectives import Workers
 from raynn.data import fetch
 from raynn.encoded import Encoded
 from raynn.errors import RaynnError
-from raynn.placement import place_shards
+from raynn.meeting import meeting
+from raynn.placement import place_shards, scratch_of
 from raynn.restarts import Left, nodes_of, reason_to_leave
 from raynn.storage import copy_of_run, fetch_checkpoints, is_free, kept
 from raynn.training import Assignment, Shards, run_training
@@ -81,7 +82,13 @@ def train_worker(config: dict[str, Any]) -> RaynnError | Left | None:
     """
     try:
         with _at_home(config["assignment"]) as assignment:
-            return _train(**config | {"assignment": assignment})
+            scratch = scratch_of(assignment.job, Path(assignment.folder)) / f"worker-{_workers().rank}"
+            try:
+                return _train(**config | {"assignment": assignment}, scratch=scratch)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+                with suppress(OSError):  # others may still be there
+                    scratch.parent.rmdir()
     except RaynnError as error:
         return error
 
@@ -127,18 +134,27 @@ def _let_through(gate: Any, record: Mapping[str, float]) -> bool:
 
 
 def _train(
-    assignment: Assignment, encoded: Encoded, refit: Encoded | None, gate: Any, room: Room, left: Left | None
+    assignment: Assignment,
+    encoded: Encoded,
+    refit: Encoded | None,
+    gate: Any,
+    room: Room,
+    left: Left | None,
+    scratch: Path,
 ) -> Left | None:
     context = ray.train.get_context()
     # Ray sets one thread a worker; the node's cores are shared out instead
     threads = assignment.job.resources.cpus_per_worker or (os.cpu_count() or 1) // context.get_local_world_size()
     torch.set_num_threads(max(1, threads))
     workers = _workers()
-    scratch = Path(assignment.folder) / "scratch" / f"worker-{workers.rank}"
     num_here = context.get_local_world_size()
 
     def shards(encoded: Encoded, name: str = "") -> Shards:
-        return place_shards(encoded, fetch, assignment.job, workers, num_here, scratch / name, assignment.tests)
+        with meeting(workers) as meet:
+            placed = place_shards(
+                encoded, fetch, assignment.job, workers, num_here, scratch / name, assignment.tests, meet
+            )
+        return placed
 
     record: dict[str, float]
     if gate is not None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from raynn import batches
 from raynn.batches import EVALUATION_SEED, TrainingShard, evaluation_batches, evaluation_rows, pieces_that_pay
 from raynn.collectives import Workers
 from raynn.lanes import Lanes
+from raynn.prefetch import DEPTH, made_ahead
 from raynn.randomness import row_keys
 from raynn.shards import build_shard
 
@@ -136,3 +139,34 @@ def test_a_gpu_gives_the_same_batches(tmp_path: Path) -> None:
         for on_gpu, gpu_key_B in (a, b):
             assert torch.equal(gpu_key_B.cpu(), key_B)
             assert all(t.device == gpu and torch.equal(t.cpu(), batch[name]) for name, t in on_gpu.items())
+
+
+def test_batches_from_disk_are_gathered_ahead_by_a_thread_that_ends(tmp_path: Path) -> None:
+    shard = shard_of(arrays(100), tmp_path, "disk")
+    before = set(threading.enumerate())
+    found = evaluation_batches(shard, 10, CPU)
+    assert next(found)[0]["target"].tolist() == list(range(10))
+    assert len(set(threading.enumerate()) - before) == 1
+    found.close()  # type: ignore[attr-defined]
+    assert set(threading.enumerate()) == before
+
+
+def test_what_is_made_ahead_is_bounded_and_raises_in_its_turn() -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for item in range(10):
+            taken.append(item)
+            yield item
+
+    def make(item: int) -> int:
+        if item == 4:
+            raise ValueError("the fifth cannot be made")
+        return -item
+
+    made = made_ahead(make, items(), CPU)
+    for item in range(4):
+        assert next(made) == -item
+        assert len(taken) <= item + 1 + DEPTH
+    with pytest.raises(ValueError, match="the fifth"):
+        next(made)

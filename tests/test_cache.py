@@ -16,10 +16,11 @@ from flowers import flowers
 
 import raynn.cache
 from raynn.cache import RememberingDriver, cache_folder, code_fingerprint
+from raynn.drivers import LocalDriver
 from raynn.encoded import Encoded, itself
 from raynn.fragments import Fragment
 from raynn.job import Job
-from raynn.preparation import LocalDriver, ReadPlan, prepare, understand
+from raynn.preparation import ReadPlan, prepare, understand
 from raynn.sources import DataSettings
 from raynn.splits import TEST, TRAIN, VALIDATION
 from raynn.trainer import train

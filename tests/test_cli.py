@@ -173,7 +173,7 @@ def test_check_a_job(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answer = answered(capsys, "check", "job.yaml")
     assert set(answer) == {
         *("job", "task", "target", "columns", "rows", "bad_rows", "network", "parameters", "steps_per_epoch"),
-        *("lanes", "notes", "storage", "memory", "weights", "scaling"),
+        *("lanes", "notes", "storage", "memory", "weights", "footprint", "scaling"),
     }
     assert answer["rows"] == {"train": 168, "validation": 24, "test": 48}
     kinds = {name: column["kind"] for name, column in answer["columns"].items()}
@@ -197,6 +197,7 @@ def test_check_shows_columns_and_the_next_command(capsys: pytest.CaptureFixture[
     assert "color categorical text, 3 different values in 240 sampled" in lines
     assert "kind target text" in lines
     assert "168 train, 24 validation, 48 test rows, 0 bad" in lines
+    assert any("kept in the memory that is free" in line and " bytes cleaned and " in line for line in lines)
     assert lines[-1] == "nothing would stop it; next: raynn train job.yaml 'network={kind: feedforward, hidden: [4]}'"
     printed(capsys, *shlex.split(lines[-1].partition("; next: raynn ")[2]))
 

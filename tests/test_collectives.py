@@ -6,7 +6,10 @@ from typing import Any
 import torch
 from processes import run_on_workers
 
+from raynn import meeting as meetings
 from raynn.collectives import SumOverWorkers, Workers
+from raynn.errors import ResourceError
+from raynn.meeting import meeting
 
 
 def everything(workers: Workers) -> dict[str, Any]:
@@ -25,7 +28,28 @@ def everything(workers: Workers) -> dict[str, Any]:
         "gathered from one": workers.gathered(torch.ones(rank, 3)).tolist(),
         "total": total.tolist(),
         "gradient": x.grad,
+        "first text": workers.first_text("" if rank == 0 else "a worker's word"),
+        "errors of uneven work": unevenly(workers),
     }
+
+
+def unevenly(workers: Workers) -> list[str]:
+    """The first worker has 6 pieces of work, the second 2; then one of them, or both, fail."""
+    meetings.EVERY_S = 0.0  # at every piece
+    said = []
+    with meeting(workers) as meet:
+        for _ in range(6 if workers.rank == 0 else 2):
+            meet()
+    for failing in ((1,), (0,), (0, 1)):
+        try:
+            with meeting(workers) as meet:
+                for piece in range(6 if workers.rank == 0 else 2):
+                    if piece == 1 and workers.rank in failing:
+                        raise ResourceError(f"worker {workers.rank} has no room")
+                    meet()
+        except ResourceError as error:
+            said.append(str(error))
+    return said
 
 
 def test_two_workers_agree(tmp_path: Path) -> None:
@@ -42,6 +66,8 @@ def test_two_workers_agree(tmp_path: Path) -> None:
         "gathered": [[0.0, 0.0]] + [[1.0, 1.0]] * 3,
         "gathered from one": [[1.0, 1.0, 1.0]],
         "total": [3.0, 4.0],
+        "first text": "a worker's word",
+        "errors of uneven work": ["worker 1 has no room", "worker 0 has no room", "worker 0 has no room"],
     }
 
 

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from raynn import sources
 from raynn.corpus import EncodedCorpus, cut_texts, encoding_of, prepare_corpus, scoring_windows, training_windows
 from raynn.corpus import understand_corpus as understand
+from raynn.drivers import LocalDriver
 from raynn.errors import DataError, JobError
-from raynn.preparation import LocalDriver, Prepared, split_summary
+from raynn.preparation import Prepared, split_summary
 from raynn.preprocessing import Preprocessing
 from raynn.ragged import Ragged
 from raynn.sources import DataSettings

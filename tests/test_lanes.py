@@ -127,3 +127,10 @@ def test_more_workers_than_lanes_are_refused() -> None:
     with pytest.raises(ResourceError, match=f"^{re.escape(message)}$"):
         Lanes(100, 4, 0).batches(0, 0, 5)
     assert len(Lanes(100, 4, 0).batches(0, 3, 4)) == 25
+
+
+def test_an_epochs_order_takes_four_bytes_a_row() -> None:
+    batches = Lanes(100_003, 512, seed=1).batches(0, 0, 1)
+    arrays = {id(base): base for base in (batch if batch.base is None else batch.base for batch in batches)}
+    assert sum(map(len, batches)) == 100_003
+    assert sum(array.nbytes for array in arrays.values()) == 4 * 100_003

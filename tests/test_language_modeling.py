@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from raynn.cli import main
 from raynn.collectives import Workers
 from raynn.corpus import prepare_corpus, understand_corpus
+from raynn.drivers import LocalDriver
 from raynn.errors import DataError
 from raynn.job import Job
 from raynn.loop import evaluate_shard, evaluation_batch_rows
 from raynn.placement import place_shards
 from raynn.prediction import predict
-from raynn.preparation import LocalDriver
 from raynn.run import evaluate, open_run
 from raynn.sources import DataSettings
 from raynn.trainer import train as train_job

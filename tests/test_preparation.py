@@ -17,10 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from raynn.drivers import LocalDriver
 from raynn.encoded import EncodedBlocks
 from raynn.errors import DataError
 from raynn.job import Job
-from raynn.preparation import LocalDriver, Prepared, choose_task, located, prepare, split_summary, understand
+from raynn.preparation import Prepared, choose_task, located, prepare, split_summary, understand
 from raynn.preprocessing import InputSpec
 from raynn.ragged import Ragged
 from raynn.sources import DataSettings

@@ -20,10 +20,10 @@ from tides import tides, understood
 from torch import Tensor
 
 from raynn.corpus import prepare_corpus, understand_corpus
+from raynn.drivers import LocalDriver
 from raynn.errors import RunError
 from raynn.job import Job
 from raynn.optimization import learning_rate
-from raynn.preparation import LocalDriver
 from raynn.refit import Refit
 from raynn.run import open_run
 from raynn.series import prepare_series

@@ -19,10 +19,11 @@ from tides import data_of, steps_of, tides, times, understood
 import raynn.series
 from raynn.batches import TrainingShard
 from raynn.collectives import Workers
+from raynn.drivers import LocalDriver
 from raynn.errors import DataError, JobError
 from raynn.job import Job
 from raynn.placement import place_shards
-from raynn.preparation import LocalDriver, Prepared
+from raynn.preparation import Prepared
 from raynn.preprocessing import ForecastSpec, Preprocessing
 from raynn.ragged import Ragged
 from raynn.series import prepare_series, understand_series

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raynn import splits
 from raynn.errors import DataError
 from raynn.sources import ColumnSplit, DataSettings
 from raynn.splits import EXCLUDED, TEST, TRAIN, VALIDATION, assign_splits
@@ -301,3 +303,35 @@ def test_messages(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError) as error:
         split(**arguments)
     assert message in str(error.value)
+
+
+@given(st.integers(0, 2**32), st.integers(1, 300), st.integers(1, 12), st.sampled_from([1, 100_000]))
+def test_rows_are_drawn_in_parts_as_at_once(seed: int, num_rows: int, num_classes: int, apart: int) -> None:
+    """The rule, as one sort of all rows writes it: of each class the first in shuffled order, up to its quota."""
+    rng = np.random.default_rng(seed)
+    classes = apart * rng.integers(num_classes, size=num_rows) - 1
+    count = int(rng.integers(num_rows)) + 1
+    _, codes, sizes = np.unique(classes, return_inverse=True, return_counts=True)
+    shuffled = np.random.default_rng(7).permutation(num_rows)
+    by_class = shuffled[np.argsort(codes[shuffled], kind="stable")]
+    rank = np.arange(num_rows) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(splits, "CHUNK_ROWS", 11)
+        ranked, ranked_sizes = splits._ranked(classes)
+        found = splits._draw_rows(classes, count, np.random.default_rng(7))
+    np.testing.assert_array_equal(ranked, codes)
+    np.testing.assert_array_equal(ranked_sizes, sizes)
+    taken = np.bincount(codes[found], minlength=len(sizes))
+    np.testing.assert_array_equal(found, np.sort(by_class[rank < np.repeat(taken, sizes)]))
+    assert len(found) == count or (taken >= sizes - 1).all()
+
+
+def test_splitting_takes_few_bytes_a_row() -> None:
+    num_rows = 2_000_000
+    classes, sources = np.zeros(num_rows, np.int8), np.zeros(num_rows, np.uint8)
+    tracemalloc.start()
+    try:
+        split(num_rows, validation=0.1, test=0.1, classes=classes, sources=sources)
+        assert tracemalloc.get_traced_memory()[1] < 20 * num_rows
+    finally:
+        tracemalloc.stop()

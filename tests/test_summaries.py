@@ -5,6 +5,7 @@ import itertools
 import math
 import pickle
 from fractions import Fraction
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from raynn.columns import ColumnSpec
 from raynn.hashing import splitmix64
 from raynn.preprocessing import fit, summarize
 from raynn.sources import DataSettings
-from raynn.summaries import Moments, Summary, merge
+from raynn.summaries import Moments, QuantileSample, Summary, merge, sample_limit
 
 
 @given(
@@ -143,3 +144,21 @@ def test_summaries_travel() -> None:
     settings = DataSettings(train="people.csv")
     fits = [fit([s], FEATURES, [LABEL], "classification", settings) for s in (summary, again)]
     assert fits[0] == fits[1]
+
+
+def test_the_limit_of_a_sample_is_that_of_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the limit a block sends its rows of the sample and no others, and the sample is the same."""
+    monkeypatch.setattr(summaries, "SAMPLE_ROWS", 50)
+    features = [ColumnSpec("x", "numeric")]
+    parts = [np.arange(start, start + 90) for start in range(0, 900, 90)]
+    limit = sample_limit(parts, 1)
+
+    def sample_with(**limits: np.uint64) -> list[QuantileSample]:
+        tables = [pa.table({"x": pa.array(ids, pa.float64())}) for ids in parts]
+        return [summarize(t, features, [], ids, **limits).sample for t, ids in zip(tables, parts, strict=True)]
+
+    whole, few = (reduce(QuantileSample.merge, samples) for samples in (sample_with(), sample_with(limit=limit)))
+    np.testing.assert_array_equal(few.hashes, whole.hashes)
+    np.testing.assert_array_equal(few.values_NQ, whole.values_NQ)
+    assert sum(len(sample.hashes) for sample in sample_with(limit=limit)) == 50
+    assert sample_limit(parts[:1], 0) == sample_limit([np.arange(50)], 1) == summaries.NO_LIMIT

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raynn.preparation import LocalDriver, Understood
+from raynn.drivers import LocalDriver
+from raynn.preparation import Understood
 from raynn.series import Steps, read_steps, understand_series
 from raynn.sources import DataSettings
 

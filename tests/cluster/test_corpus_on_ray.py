@@ -11,8 +11,9 @@ import pytest
 
 from raynn import sources
 from raynn.corpus import prepare_corpus, understand_corpus
+from raynn.drivers import LocalDriver
 from raynn.job import Job
-from raynn.preparation import LocalDriver, Prepared
+from raynn.preparation import Prepared
 from raynn.ragged import Ragged
 from raynn.sources import DataSettings
 from raynn.trainer import train
