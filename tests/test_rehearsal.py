@@ -32,7 +32,9 @@ def digits(network: dict[str, Any], **sections: Any) -> tuple[Job, Prepared]:
 
 
 def rehearsed(job: Job, prepared: Prepared, **more: Any) -> Rehearsal:
-    return rehearse(job, prepared.preprocessing, prepared.encoded, expected_residence(prepared.encoded, job), **more)
+    return rehearse(
+        job, prepared.preprocessing, prepared.encoded, expected_residence(prepared.encoded, itself, job, Path()), **more
+    )
 
 
 def test_what_a_worker_holds() -> None:
@@ -43,7 +45,7 @@ def test_what_a_worker_holds() -> None:
     assert memory.weights - memory.gradients < 4096  # buffers: what inputs are scaled by
     assert memory.optimizer == 2 * 4 * num_parameters + 4 * 4  # two averages, and the step of each of four tensors
     assert memory.copies == 2 * memory.weights
-    assert memory.rows == expected_residence(prepared.encoded, job).worker_bytes
+    assert memory.rows == expected_residence(prepared.encoded, itself, job, Path()).worker_bytes
     parts = [memory.weights, memory.gradients, memory.optimizer, memory.copies, memory.activations, memory.rows]
     assert memory.total == max(memory.so_far, memory.process + sum(parts))
     assert memory.process > 100 * 2**20  # torch alone

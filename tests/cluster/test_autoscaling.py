@@ -10,11 +10,15 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from machines import NETWORK, Machines, machines, needs_root
+from nodes import Training, train_workers, wait_until
 from test_apart import JOB, ROOT
+from test_elastic import with_resources
 
 URL = f"http://{NETWORK}.1:8265"
 HEAD_ID = f"{'f' * 51}00000"
@@ -29,26 +33,11 @@ LISTS += (
 )
 
 
-@pytest.fixture(scope="module")
-def growing() -> Iterator[Machines]:
+@contextmanager
+def autoscaled(fewest: int, most: int) -> Iterator[Machines]:
+    """A head of no CPUs, and so many nodes of one; clone/job.yaml and cluster.yaml are in its folder."""
     folder = Path(tempfile.mkdtemp(prefix="raynn-", dir="/tmp"))
-    module = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
-    config = {
-        "cluster_name": "growing",
-        "max_workers": 2,
-        "idle_timeout_minutes": 1,
-        "upscaling_speed": 1.0,
-        "provider": {"type": "external", "module": module, "launch_multiple": True, "head_node_id": HEAD_ID},
-        "auth": {},
-        "docker": {},
-        "file_mounts": {},
-        "head_node_type": "ray.head.default",
-        "available_node_types": {
-            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
-            "small": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
-        },
-    } | {name: [] for name in LISTS}
-    (folder / "cluster.yaml").write_text(json.dumps(config))
+    write_config(folder, fewest, most)
     more = {"RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
     more |= {"RAY_CLOUD_INSTANCE_ID": HEAD_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID}
     more["PYTHONPATH"] = str(folder / "clone")
@@ -61,6 +50,36 @@ def growing() -> Iterator[Machines]:
             yield ours
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_config(folder: Path, fewest: int, most: int) -> None:
+    """What the autoscaler may do, which it reads again and again."""
+    module = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+    small = {"resources": {"CPU": 1}, "node_config": {}, "min_workers": fewest, "max_workers": most}
+    config = {
+        "cluster_name": "growing",
+        "max_workers": most,
+        "idle_timeout_minutes": 1,
+        "upscaling_speed": 1.0,
+        "provider": {"type": "external", "module": module, "launch_multiple": True, "head_node_id": HEAD_ID},
+        "auth": {},
+        "docker": {},
+        "file_mounts": {},
+        "head_node_type": "ray.head.default",
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "small": small,
+        },
+    } | {name: [] for name in LISTS}
+    partial = folder / "cluster.yaml.partial"
+    partial.write_text(json.dumps(config))
+    partial.replace(folder / "cluster.yaml")
+
+
+@pytest.fixture(scope="module")
+def growing() -> Iterator[Machines]:
+    with autoscaled(0, 2) as ours:
+        yield ours
 
 
 def test_more_than_the_autoscaler_can_add_is_refused(growing: Machines) -> None:
@@ -108,3 +127,30 @@ def wait_until_idle(growing: Machines, timeout_s: float = 240.0) -> None:
             return
         assert time.monotonic() < until, looked.stdout
         time.sleep(5)
+
+
+def test_an_elastic_job_trains_while_nodes_come_and_go(tmp_path: Path) -> None:
+    """One node, three, one again, and an epoch after another throughout; the losses are those of one worker here."""
+    straight = Training(with_resources(workers=1), tmp_path / "straight", None)
+    with autoscaled(1, 3) as ours:
+        how: dict[str, Any] = {
+            "at": ours.within(1),
+            "more": ours.environment | {"PYTHONPATH": str(ours.folder / "clone")},
+        }
+        job = with_resources(workers={"min": 1, "max": 3}, max_failures=10)
+        training = Training(job, ours.folder / "runs", f"{NETWORK}.1:6379", **how)
+        seen = []
+        for workers in (1, 3):
+            wait_until(lambda n=workers: len(train_workers()) == n or training.process.poll() is not None, 300)
+            seen.append(training.epochs())
+            training.wait_for(training.epochs() + 2)
+        write_config(ours.folder, 1, 1)
+        wait_until(lambda: len(train_workers()) == 1 or training.process.poll() is not None, 300)
+        seen.append(training.epochs())
+        assert training.ended(300) == 0, training.log.read_text()
+        assert sorted(set(seen)) == seen
+        assert training.result()["workers"] == 1
+        losses = training.losses()
+    assert straight.ended(300) == 0
+    for mine, theirs in zip(losses, straight.losses(), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5)
