@@ -18,8 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,8 +28,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "cluster"))
 
-from machines import HEALTH, NETWORK, machines
-from nodes import MEMORY, Training, add_node, drain, node_of, nodes, of_no_cluster, train_workers, wait_until
+from machines import NETWORK, machines
+from nodes import HEALTH, MEMORY, Training, add_node, drain, node_of, nodes, of_no_cluster, train_workers, wait_until
 from ray.cluster_utils import Cluster
 from wandb_server import WandbServer
 
@@ -144,11 +144,12 @@ def fixed(folder: Path, rows: dict[str, Row], n: int) -> None:
             "worker hangs": lambda: os.kill(train_workers()[-1], signal.SIGSTOP),
             "node killed, a spare": node_killed,
             "node drained": drained,
-            "object store full": lambda: fill(cluster),
+            "object store full, worker killed": lambda: os.kill(train_workers()[-1], signal.SIGKILL),
         }
         names = [name for name in FIXED if name in rows]
         for name in names * n:
-            strike(training, rows[name], faults[name], restarts=name != "object store full")
+            with filled(cluster) if "object store full" in name else nullcontext():
+                strike(training, rows[name], faults[name])
             say(name, rows[name])
             if name.startswith("node"):
                 add_node(cluster)
@@ -173,16 +174,25 @@ def elastic(folder: Path, rows: dict[str, Row], n: int) -> None:
         ended(training, straight, [rows[name] for name in faults])
 
 
-def fill(cluster: Cluster) -> None:
-    """Puts more into the object stores than they hold, and keeps it."""
+@contextmanager
+def filled(cluster: Cluster) -> Iterator[None]:
+    """The object stores hold more than they have room for."""
     script = f"""
-import numpy, ray
+import numpy, ray, sys
 ray.init({cluster.address!r}, log_to_driver=False)
 @ray.remote(scheduling_strategy="SPREAD", num_cpus=0)
 def put(): return [ray.put(numpy.ones({MEMORY // 80})) for _ in range(20)]
 kept = ray.get([put.remote() for _ in range(8)])
+print("full", flush=True)
+sys.stdin.read()
 """
-    subprocess.run([sys.executable, "-c", script], env=of_no_cluster(), check=True, capture_output=True)
+    with subprocess.Popen(
+        [sys.executable, "-c", script], env=of_no_cluster(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "full\n"
+        yield
+        process.kill()
 
 
 def link(folder: Path, rows: dict[str, Row], n: int) -> None:
@@ -280,7 +290,7 @@ def tracked(folder: Path, rows: dict[str, Row], n: int) -> None:
 
 
 FIXED = ("worker killed", "checkpoint damaged", "worker hangs", "node killed, a spare", "node drained")
-FIXED += ("object store full",)
+FIXED += ("object store full, worker killed",)
 ELASTIC_ONES = ("node killed, elastic", "node added, elastic")
 COMMAND = ("command killed", "SIGTERM", "disk full")
 PARTS: tuple[tuple[Callable[[Path, dict[str, Row], int], None], tuple[str, ...]], ...] = (

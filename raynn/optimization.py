@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections import ChainMap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -60,9 +62,25 @@ def build_optimizer(settings: OptimizationSettings, model: nn.Module, weight_dec
     if settings.optimizer == "sgd":
         nesterov = settings.momentum > 0
         way = "foreach" if is_cut(model) else "fused"  # torch 2.13 has no fused SGD for parts
-        return torch.optim.SGD(_filled(groups), lr=rate, momentum=settings.momentum, nesterov=nesterov, **{way: True})
+        options: dict[str, Any] = {"momentum": settings.momentum, "nesterov": nesterov, way: True}
+        return uncompiled(torch.optim.SGD, _filled(groups), lr=rate, **options)
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
-    return kind(_filled(groups), lr=rate, fused=True)
+    return uncompiled(kind, _filled(groups), lr=rate, fused=True)
+
+
+def uncompiled(kind: Callable[..., torch.optim.Optimizer], *args: Any, **options: Any) -> torch.optim.Optimizer:
+    """An optimizer of torch that takes its steps outside of torch's compiler, without loading that to be told so: each
+    process would take 1.5 s for it.
+    """
+    mark = "__dynamo_disable"  # torch 2.13, _compile.py: what is called instead of a method, once that is known
+    for name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):
+        plain = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
+        if plain is not None and not hasattr(plain, mark):
+            setattr(plain, mark, plain)
+    optimizer = kind(*args, **options)
+    step = inspect.unwrap(type(optimizer).step)
+    optimizer.step = torch.no_grad()(partial(step, optimizer))  # type: ignore[method-assign]
+    return optimizer
 
 
 def _filled(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -108,9 +126,10 @@ class MuonAndAdamW(torch.optim.Optimizer):
         if matrices:
             scale = "match_rms_adamw"
             group = {"params": matrices, "decays": True}
-            self.parts.append(torch.optim.Muon([group], lr=lr, weight_decay=weight_decay, adjust_lr_fn=scale))
+            options = {"lr": lr, "weight_decay": weight_decay, "adjust_lr_fn": scale}
+            self.parts.append(uncompiled(torch.optim.Muon, [group], **options))
         if rest:
-            self.parts.append(torch.optim.AdamW(rest, lr=lr, fused=True))
+            self.parts.append(uncompiled(torch.optim.AdamW, rest, lr=lr, fused=True))
         super().__init__([group for part in self.parts for group in part.param_groups], {})
         # the parts' own groups and states: what is set here is set there
         self.param_groups = [group for part in self.parts for group in part.param_groups]

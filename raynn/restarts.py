@@ -95,13 +95,16 @@ class Group(TorchTrainer):  # type: ignore[misc]
 class FreshLook(ray.train.UserCallback):  # type: ignore[misc]
     """Has Ray count the cluster's room anew once a worker has failed: it would count on a dead node for up to 20 s."""
 
+    def __init__(self, elastic: bool) -> None:
+        self.elastic = elastic
+
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """In Ray Train's controller, at each failure. Where a node does not answer, waits until the cluster has given
-        it up: before, the next group would be sent there.
+        """In Ray Train's controller, at each failure. Where a node does not answer, an elastic group waits until the
+        cluster has given it up: before, it would be told to be as large as it was.
         """
         with suppress(Exception):
             until = time.monotonic() + GIVEN_UP_S
-            while time.monotonic() < until and not all(_answers(node) for node in alive_nodes()):
+            while self.elastic and time.monotonic() < until and not all(map(_answers, alive_nodes())):
                 time.sleep(0.2)
         look_anew()
         threading.Thread(target=_look_again, daemon=True).start()  # a node that was killed slowly

@@ -346,7 +346,7 @@ def _fit(config: dict[str, Any], where: dict[str, Any], attempt: int) -> Any:
             failure_config=FailureConfig(
                 max_failures=resources.max_failures, controller_failure_limit=CONTROLLER_FAILURE_LIMIT + tries
             ),
-            callbacks=[FreshLook()],
+            callbacks=[FreshLook(elastic)],
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )

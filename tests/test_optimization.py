@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import copy
 import math
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -216,3 +218,32 @@ def test_muon_needs_a_torch_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.delattr(torch.optim, "Muon")
     with pytest.raises(JobError, match=r"^optimization.optimizer = 'muon' needs torch 2.9 or newer, and this is 2\."):
         build_optimizer(OptimizationSettings(optimizer="muon"), Small(), 0.0)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw", "muon"])
+def test_steps_are_taken_outside_of_the_compiler(kind: str) -> None:
+    """Which is not even loaded, in a process of its own; the weights are those of torch's optimizer as it is."""
+    script = f"""
+import sys, torch
+from torch import nn
+from raynn.optimization import OptimizationSettings, build_optimizer
+torch.manual_seed(0)
+found = []
+for plain in (False, True):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 1))
+    optimizer = build_optimizer(OptimizationSettings(optimizer={kind!r}), net, 0.1)
+    for part in getattr(optimizer, "parts", [optimizer]) if plain else ():
+        del part.step  # as torch has it
+    for _ in range(3):
+        optimizer.zero_grad()
+        net(torch.randn(5, 3)).square().mean().backward()
+        optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    if not plain:
+        assert "torch._dynamo" not in sys.modules
+    found.append([p.detach().clone() for p in net.parameters()])
+assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+assert "torch._dynamo" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

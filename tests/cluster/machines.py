@@ -17,11 +17,6 @@ from nodes import command_line
 
 BIN = Path(sys.executable).parent
 BRIDGE = "raynn0"
-HEALTH = {  # as the files in clusters/ set it
-    "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "2000",
-    "RAY_health_check_failure_threshold": "4",
-}
 NETWORK = "10.78.0"
 
 needs_root = pytest.mark.skipif(

@@ -20,6 +20,11 @@ from ray.cluster_utils import Cluster
 
 from raynn.cluster import descendants
 
+HEALTH = {  # as the files in clusters/ set it
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "4",
+}
 MEMORY = 150_000_000  # bytes of each node's object store; Ray's least is 75 MiB
 LOSSES = ("epoch", "step", "train/loss", "val/loss", "learning_rate")
 
@@ -29,8 +34,9 @@ def nodes(count: int, **head: Any) -> Iterator[Cluster]:
     """A head without CPUs, on which the command runs, and `count` nodes of one CPU each."""
     folder = Path(tempfile.mkdtemp(prefix="raynn-"))  # a socket's path is short, and so pytest's folders are no place
     (folder / "ray").mkdir()
-    kept = {name: os.environ.get(name) for name in ("RAY_TMPDIR", "RAY_USAGE_STATS_ENABLED")}
-    os.environ.update({"RAY_TMPDIR": str(folder), "RAY_USAGE_STATS_ENABLED": "0"})
+    ours = {"RAY_TMPDIR": str(folder), "RAY_USAGE_STATS_ENABLED": "0", **HEALTH}
+    kept = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
     options = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": MEMORY, **head}
     cluster = Cluster(initialize_head=True, connect=False, head_node_args=options)
     try:

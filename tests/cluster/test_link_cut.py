@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from machines import HEALTH, machines, needs_root
-from nodes import Training
+from machines import machines, needs_root
+from nodes import HEALTH, Training
 from test_elastic import JOB
 
 REACHED = {"GLOO_SOCKET_IFNAME": "eth0"}
