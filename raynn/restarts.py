@@ -53,6 +53,7 @@ class Left:
 
     workers: int  # that it had
     room: int  # that there was for workers, on nodes that stay
+    going: frozenset[str] = frozenset()  # of its nodes, those that were announced to go
 
 
 def nodes_of(workers: Workers) -> frozenset[str]:
@@ -74,10 +75,10 @@ def reason_to_leave(
         nodes: that they are on.
         before: why the group before this one left; what has led nowhere is not tried again.
     """
-    left = Left(workers, held(room))
+    left = Left(workers, held(room), frozenset(nodes & _draining()))
     if left == before:
         return None
-    if not nodes.isdisjoint(_draining()):
+    if left.going:
         return left if left.room >= resources.min_workers else None
     return left if min(left.room, resources.max_workers) > workers else None
 
