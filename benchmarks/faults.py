@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +113,18 @@ def difference(training: Training, straight: Training) -> float:
     return max(abs(a - b) / max(abs(b), 1e-12) for a, b in pairs)
 
 
-def ended(training: Training, straight: Training, rows: list[Row]) -> None:
+@cache
+def undisturbed(folder: Path) -> Training:
+    """Two workers on this machine's own Ray, which nothing happens to."""
+    straight = Training(JOB, folder / "straight", None)
+    assert straight.ended(600) == 0, straight.log.read_text()
+    return straight
+
+
+def ended(training: Training, folder: Path, rows: list[Row]) -> None:
     """Waits for the end, and compares."""
-    assert training.ended(300) == 0, training.log.read_text()
+    assert training.ended(600) == 0, training.log.read_text()
+    straight = undisturbed(folder)
     for row in rows:
         row.largest_difference = max(row.largest_difference, difference(training, straight))
 
@@ -123,8 +132,6 @@ def ended(training: Training, straight: Training, rows: list[Row]) -> None:
 def fixed(folder: Path, rows: dict[str, Row], n: int) -> None:
     """Two workers on three nodes: the third is spare."""
     with nodes(3) as cluster:
-        straight = Training(JOB, folder / "straight", cluster.address)
-        assert straight.ended(400) == 0, straight.log.read_text()
         training = Training(JOB, folder / "struck", cluster.address)
 
         def damaged() -> None:
@@ -153,14 +160,12 @@ def fixed(folder: Path, rows: dict[str, Row], n: int) -> None:
             say(name, rows[name])
             if name.startswith("node"):
                 add_node(cluster)
-        ended(training, straight, [rows[name] for name in names])
+        ended(training, folder, [rows[name] for name in names])
 
 
 def elastic(folder: Path, rows: dict[str, Row], n: int) -> None:
     """Two workers, one, two, and so on."""
     with nodes(2) as cluster:
-        straight = Training(JOB, folder / "elastic-straight", cluster.address)
-        assert straight.ended(400) == 0, straight.log.read_text()
         training = Training(ELASTIC, folder / "elastic-struck", cluster.address)
         faults: dict[str, Callable[[], Any]] = {
             "node killed, elastic": lambda: cluster.remove_node(
@@ -171,7 +176,7 @@ def elastic(folder: Path, rows: dict[str, Row], n: int) -> None:
         for name in [name for _ in range(n) for name in faults]:
             strike(training, rows.setdefault(name, Row()), faults[name])
             say(name, rows[name])
-        ended(training, straight, [rows[name] for name in faults])
+        ended(training, folder, [rows[name] for name in faults])
 
 
 @contextmanager
@@ -203,21 +208,17 @@ def link(folder: Path, rows: dict[str, Row], n: int) -> None:
         for number in range(2, ours.count + 1):
             ours.start(number, f"--address={head}", "--num-cpus=1")
         how: dict[str, Any] = {"at": ours.within(1), "more": ours.environment | {"GLOO_SOCKET_IFNAME": "eth0"}}
-        straight = Training(JOB, folder / "link-straight", head, **how)
-        assert straight.ended(400) == 0, straight.log.read_text()
         training = Training(JOB, folder / "link", head, **how)
         for _ in range(n):
             strike(training, rows["link cut"], lambda: ours.cut(max(ours.that_train())))
             say("link cut", rows["link cut"])
-        ended(training, straight, [rows["link cut"]])
+        ended(training, folder, [rows["link cut"]])
 
 
 def head(folder: Path, rows: dict[str, Row], n: int) -> None:
     """The head is lost: another cluster is brought up, and the command begun again there."""
     with ExitStack() as clusters:
         at = [clusters.enter_context(nodes(2))]
-        straight = Training(JOB, folder / "head-straight", at[-1].address)
-        assert straight.ended(400) == 0, straight.log.read_text()
         training = Training(JOB, folder / "head", at[-1].address)
 
         def lost() -> Training:
@@ -229,13 +230,11 @@ def head(folder: Path, rows: dict[str, Row], n: int) -> None:
         for _ in range(n):
             training = strike(training, rows["head lost"], lost)
             say("head lost", rows["head lost"])
-        ended(training, straight, [rows["head lost"]])
+        ended(training, folder, [rows["head lost"]])
 
 
 def command(folder: Path, rows: dict[str, Row], n: int) -> None:
     """What happens to the command itself, which is then begun again with resume=true; on this machine's own Ray."""
-    straight = Training(JOB, folder / "command-straight", None)
-    assert straight.ended(400) == 0, straight.log.read_text()
     small = folder / "small"
     small.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "none", str(small)], check=True)
@@ -250,7 +249,7 @@ def command(folder: Path, rows: dict[str, Row], n: int) -> None:
         for name in names * n:
             training = strike(training, rows[name], partial(faults[name], training))
             say(name, rows[name])
-        ended(training, straight, [rows[name] for name in names])
+        ended(training, folder, [rows[name] for name in names])
     finally:
         subprocess.run(["umount", "--lazy", str(small)], check=True)
 
@@ -277,14 +276,12 @@ def tracked(folder: Path, rows: dict[str, Row], n: int) -> None:
     job = JOB | {"tracking": {"wandb": {"mode": "online"}}}
     with WandbServer() as server:
         more = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "k" * 40, "WANDB_MODE": "online"}
-        straight = Training(JOB, folder / "tracked-straight", None)
-        assert straight.ended(400) == 0, straight.log.read_text()
         training = Training(job, folder / "tracked", None, more=more)
         for _ in range(n):
             strike(training, rows["W&B down"], server.stop, restarts=False)
             say("W&B down", rows["W&B down"])
             server.start()
-        ended(training, straight, [rows["W&B down"]])
+        ended(training, folder, [rows["W&B down"]])
     (run,) = server.runs.values()
     assert len(run.history) == training.epochs(), "lines that the server lacks"
 
