@@ -25,10 +25,10 @@ image studies took the place of one too small to overfit, on which a first study
 hurt.
 
 Measured on 2 cores (AMD EPYC, AVX-512), no GPU, one thread a trial, 2026-11-24, on a machine busy with other work,
-which changes no figure here; Fashion-MNIST on 2 cores of an Intel Xeon with AVX-512 and AMX, 2026-11-28. An earlier study of
-it, with dropout .4, weight decay .05 and mirrored images, was not clear of zero (gain .0037 [-.0048, .0123], 3 seeds); this one
-has what a search on validation rows found for the data ([jobs/fashion_mnist_search.yaml](../jobs/fashion_mnist_search.yaml)),
-but for the learning rate, which no arm's is tuned to.
+which changes no figure here; Fashion-MNIST on 2 cores of an Intel Xeon with AVX-512 and AMX, 2026-11-28. An earlier
+study of it, with dropout .4, weight decay .05 and mirrored images, was not clear of zero (gain .0037 [-.0048, .0123],
+3 seeds); this one has what a search on validation rows found ([its job](../jobs/fashion_mnist_search.yaml)), but for
+the learning rate, which no arm's is tuned to.
 """
 WORDS = {"better": "**helps**", "worse": "**hurts**", "unclear": ""}
 
