@@ -38,12 +38,14 @@ JOB: dict[str, Any] = {
     "data": {"train": "digits", "target": "label", "test": 0.1},
     "network": {"kind": "cnn", "channels": [16, 32], "head_hidden": [64]},
     "regularization": {"dropout": 0.2},
-    "optimization": {"global_batch_size": 32, "max_epochs": 80, "learning_rate": 5e-4},
+    "optimization": {"global_batch_size": 32, "max_epochs": 160, "learning_rate": 5e-4},
     "early_stopping": {"rule": "none"},
     "report": False,
     "resources": {"workers": 2, "timeout_s": 20, "max_failures": 20},
 }
+# small steps, which enlarge the rounding of another number of workers the least
 ELASTIC = JOB | {"resources": JOB["resources"] | {"workers": {"min": 1, "max": 2}}}
+ELASTIC |= {"optimization": JOB["optimization"] | {"learning_rate": 5e-6}}
 EPOCHS_BETWEEN = 2
 
 
@@ -90,8 +92,9 @@ def strike(training: Training, row: Row, fault: Callable[[], Any], restarts: boo
 
     def alive() -> bool:
         now = reached(training)
-        if now is None or training.process.poll() is not None:
-            return now is not None
+        assert training.process.poll() is None or now is not None, training.log.read_text()
+        if now is None:
+            return False
         if not restarts:
             return now.steps > before.steps
         # before the first step, the old group's is still there
@@ -114,17 +117,17 @@ def difference(training: Training, straight: Training) -> float:
 
 
 @cache
-def undisturbed(folder: Path) -> Training:
-    """Two workers on this machine's own Ray, which nothing happens to."""
-    straight = Training(JOB, folder / "straight", None)
+def undisturbed(folder: Path, job: str) -> Training:
+    """Two workers, or one for an elastic job, on this machine, which nothing happens to."""
+    straight = Training(json.loads(job), folder / f"straight-{len(job)}", None)
     assert straight.ended(600) == 0, straight.log.read_text()
     return straight
 
 
-def ended(training: Training, folder: Path, rows: list[Row]) -> None:
+def ended(training: Training, folder: Path, rows: list[Row], job: dict[str, Any] = JOB) -> None:
     """Waits for the end, and compares."""
     assert training.ended(600) == 0, training.log.read_text()
-    straight = undisturbed(folder)
+    straight = undisturbed(folder, json.dumps(job))
     for row in rows:
         row.largest_difference = max(row.largest_difference, difference(training, straight))
 
@@ -176,7 +179,8 @@ def elastic(folder: Path, rows: dict[str, Row], n: int) -> None:
         for name in [name for _ in range(n) for name in faults]:
             strike(training, rows.setdefault(name, Row()), faults[name])
             say(name, rows[name])
-        ended(training, folder, [rows[name] for name in faults])
+        one = ELASTIC | {"resources": JOB["resources"] | {"workers": 1}}
+        ended(training, folder, [rows[name] for name in faults], one)
 
 
 @contextmanager
@@ -293,10 +297,10 @@ COMMAND = ("command killed", "SIGTERM", "disk full")
 PARTS: tuple[tuple[Callable[[Path, dict[str, Row], int], None], tuple[str, ...]], ...] = (
     (fixed, FIXED),
     (elastic, ELASTIC_ONES),
-    (link, ("link cut",)),
-    (head, ("head lost",)),
     (command, COMMAND),
+    (link, ("link cut",)),
     (tracked, ("W&B down",)),
+    (head, ("head lost",)),
 )
 FAULTS = tuple(name for _, names in PARTS for name in names)
 
