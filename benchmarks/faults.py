@@ -92,7 +92,7 @@ def strike(training: Training, row: Row, fault: Callable[[], Any], restarts: boo
 
     def alive() -> bool:
         now = reached(training)
-        assert training.process.poll() is None or now is not None, training.log.read_text()
+        assert training.process.poll() is None or now is not None, training.log.read_text()[-2000:]
         if now is None:
             return False
         if not restarts:
@@ -120,7 +120,7 @@ def difference(training: Training, straight: Training) -> float:
 def undisturbed(folder: Path, job: str) -> Training:
     """Two workers, or one for an elastic job, on this machine, which nothing happens to."""
     straight = Training(json.loads(job), folder / f"straight-{len(job)}", None)
-    assert straight.ended(600) == 0, straight.log.read_text()
+    assert straight.ended(600) == 0, straight.log.read_text()[-2000:]
     return straight
 
 

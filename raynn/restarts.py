@@ -37,9 +37,13 @@ LOOK_EVERY_S = 5.0
 
 def held(room: Room, going: bool = False) -> int:
     """Such workers that the nodes could hold, whoever is on them now; nodes that are to go count only if `going`."""
+    return sum(_held_by_node(room, going).values())
+
+
+def _held_by_node(room: Room, going: bool = False) -> dict[str, int]:
     nodes = alive_nodes()  # first, for Ray to be ready to answer the other question
-    draining = () if going else _draining()
-    return sum(room.on(node["Resources"]) for node in nodes if node["NodeID"] not in draining)
+    draining: Set[str] = set() if going else _draining()
+    return {node["NodeID"]: room.on(node["Resources"]) for node in nodes if node["NodeID"] not in draining}
 
 
 def _draining() -> Set[str]:
@@ -52,7 +56,7 @@ class Left:
     """A group has ended at a checkpoint, for another to go on from there."""
 
     workers: int  # that it had
-    room: int  # that there was for workers, on nodes that stay
+    nodes: frozenset[str]  # that had room for workers and were to stay
     going: frozenset[str] = frozenset()  # of its nodes, those that were announced to go
 
 
@@ -75,12 +79,14 @@ def reason_to_leave(
         nodes: that they are on.
         before: why the group before this one left; what has led nowhere is not tried again.
     """
-    left = Left(workers, held(room), frozenset(nodes & _draining()))
+    by_node = _held_by_node(room)
+    left = Left(workers, frozenset(node for node, count in by_node.items() if count), frozenset(nodes & _draining()))
     if left == before:
         return None
+    num_held = sum(by_node.values())
     if left.going:
-        return left if left.room >= resources.min_workers else None
-    return left if min(left.room, resources.max_workers) > workers else None
+        return left if num_held >= resources.min_workers else None
+    return left if min(num_held, resources.max_workers) > workers else None
 
 
 class Group(TorchTrainer):  # type: ignore[misc]
