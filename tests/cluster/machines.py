@@ -36,6 +36,7 @@ class Machines:
         self.local = folder / "local"  # the same path, another folder on each
         self.token = folder / "token"
         self.nodes: list[subprocess.Popen[bytes]] = []
+        self.apart: set[int] = set()
 
     @property
     def environment(self) -> dict[str, str]:
@@ -66,9 +67,9 @@ class Machines:
         return ["ip", "netns", "exec", f"raynn{number}", "sh", "-c", script, "sh", *command]
 
     def that_train(self) -> set[int]:
-        """Machines, but the first, with a worker that trains."""
+        """Machines, but the first and those that were cut off, with a worker that trains."""
         found = set()
-        for number in range(2, self.count + 1):
+        for number in set(range(2, self.count + 1)) - self.apart:
             pids = subprocess.run(
                 ["ip", "netns", "pids", f"raynn{number}"], capture_output=True, text=True, check=True
             ).stdout.split()
@@ -79,6 +80,7 @@ class Machines:
     def cut(self, number: int) -> None:
         """Takes a machine's cable out."""
         run("ip", "link", "set", f"raynnv{number}", "down")
+        self.apart.add(number)
 
     def start(self, number: int, *options: str, more: Mapping[str, str] | None = None) -> None:
         """Ray on one machine."""
