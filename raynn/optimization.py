@@ -78,8 +78,9 @@ def uncompiled(kind: Callable[..., torch.optim.Optimizer], *args: Any, **options
         if plain is not None and not hasattr(plain, mark):
             setattr(plain, mark, plain)
     optimizer = kind(*args, **options)
-    step = inspect.unwrap(type(optimizer).step)
-    optimizer.step = torch.no_grad()(partial(step, optimizer))  # type: ignore[method-assign]
+    step = torch.no_grad()(inspect.unwrap(type(optimizer).step))
+    # with torch's hooks and its profiler's name
+    optimizer.step = partial(torch.optim.Optimizer.profile_hook_step(step), optimizer)  # type: ignore[method-assign]
     return optimizer
 
 
