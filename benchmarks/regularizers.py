@@ -1,6 +1,6 @@
 """What each regularizer costs: the time of a training step with it over that without, network by network.
 
-    .venv/bin/python benchmarks/regularizers.py [--only KNOB ...] [--repeats 7] [--out raynn/costs.json]
+    .venv/bin/python benchmarks/regularizers.py [--only KNOB ...] [--repeats 7] [--out raynn/costs.json [--page MD]]
 
 Both train in one process, in turn, an epoch of 8 steps each, through the loop that all training goes through; the first
 epoch of each warms up. The ratio is the median over the repeats of the ratio of an epoch to the one just before it,
@@ -191,12 +191,40 @@ def hardware_of(device: torch.device) -> str:
     return f"{processor_name()}, one thread"
 
 
+def page(measurements: list[dict[str, Any]]) -> str:
+    """docs/costs.md."""
+    lines = [
+        "# What each regularizer costs",
+        "",
+        "The time of a training step with it over that without, small networks of each kind, the knob at the middle of",
+        "its range; the median of n, and its quartiles in brackets. The same as `raynn list --cost`; measured anew by",
+        "",
+        "    python benchmarks/regularizers.py --out raynn/costs.json --page docs/costs.md",
+    ]
+    for each in measurements:
+        kinds = [kind for kind in NETWORKS if any(kind in found for found in each["ratios"].values())]
+        n, (before, after), cpus = each["n"], each["load"], each["cpus"]
+        lines += [
+            f"\n## {each['hardware']}\n",
+            f"{each['date']}, torch {each['torch']}, n = {n}, load {before:g} to {after:g} on {cpus} CPUs.\n",
+            f"| | {' | '.join(kinds)} |",
+            "|---" * (len(kinds) + 1) + "|",
+        ]
+        for knob, found in each["ratios"].items():
+            cells = [
+                "{ratio:.2f} [{low:.2f}, {high:.2f}]".format(**found[kind]) if kind in found else "" for kind in kinds
+            ]
+            lines.append(f"| {knob} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Measures, prints, writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", metavar="KNOB")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--page", type=Path, help="docs/costs.md, of all that --out then holds")
     options = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -221,6 +249,8 @@ def main() -> None:
         earlier = json.loads(options.out.read_text()) if options.out.exists() else []
         others = [each for each in earlier if each["hardware"] != measurement["hardware"]]
         options.out.write_text(json.dumps([*others, measurement], indent=1) + "\n")
+        if options.page:
+            options.page.write_text(page([*others, measurement]))
 
 
 if __name__ == "__main__":
