@@ -23,7 +23,7 @@ JOB: dict[str, Any] = {
     "data": {"train": "digits", "target": "label", "test": 0.1},
     "network": {"kind": "cnn", "channels": [64, 128], "head_hidden": [64]},  # slow enough to be struck
     "regularization": {"dropout": 0.2},
-    "optimization": {"global_batch_size": 8, "max_epochs": 24, "learning_rate": 5e-6},
+    "optimization": {"global_batch_size": 8, "max_epochs": 24, "learning_rate": 1e-6},
     "early_stopping": {"rule": "none"},
     "report": False,
     "resources": {"workers": 2, "timeout_s": 30},
