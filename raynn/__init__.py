@@ -61,6 +61,7 @@ dashboard.
     encodings.py       cleaned columns to the numbers a network reads
     ragged.py          sequences of different lengths, one after the other
     preprocessing.py   fitted on the training split, saved as JSON with the model
+    ahead.py           what will be asked for next, made by threads meanwhile
     encoded.py         encoded examples in blocks, and the pieces that a worker takes
     footprint.py       what data will take, before they are read: tables kept, or made again
     drivers.py         where preparation runs, and what is kept of its tables
@@ -109,7 +110,6 @@ dashboard.
     job.py             Job: load, override, fingerprint, schema
     tasks.py           what a job's task asks of its data and its network
     shards.py          a worker's rows as tensors: on the GPU, in memory or on disk
-    prefetch.py        the next batches, gathered while one is worked on
     batches.py         which of them a batch holds, in which order
     gradients.py       the gradient of a step: computed, clipped, made noisy
     refit.py           how long to train anew on training and validation rows together

@@ -15,13 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raynn.ahead import made_ahead
 from raynn.collectives import Workers
 from raynn.lanes import Lanes, contiguous_bounds
-from raynn.prefetch import made_ahead
 from raynn.randomness import row_keys
 from raynn.shards import Shard
 
 EVALUATION_SEED = 0
+BATCHES_AHEAD = 2  # ready or in the making, beside the one that is worked on
 ROWS_AT_ONCE = 2**16  # numbered and given keys by one call
 STEP_ROWS = 4  # what a step costs beside its rows, in rows
 WORTHWHILE = 1.2
@@ -66,17 +67,22 @@ def _gathered(
         rows_B, key_B = dealt
         return shard.gathered(rows_B, device), key_B
 
-    return made_ahead(gathered, dealt(), device) if shard.residence == "disk" else map(gathered, dealt())
+    if shard.residence != "disk":
+        return map(gathered, dealt())
+    initializer = partial(torch.cuda.set_device, device) if device.type == "cuda" else None
+    return made_ahead(gathered, dealt(), BATCHES_AHEAD, initializer=initializer)
 
 
 def _together(batches: Iterable[NDArray[Any]], num_rows: int) -> Iterator[list[NDArray[Any]]]:
     """Batches in a row that have so many rows in all, or the few that are left."""
     some: list[NDArray[Any]] = []
+    have = 0
     for batch in batches:
         some.append(batch)
-        if sum(map(len, some)) >= num_rows:
+        have += len(batch)
+        if have >= num_rows:
             yield some
-            some = []
+            some, have = [], 0
     if some:
         yield some
 

@@ -59,31 +59,6 @@ def check(
     return answer, lines
 
 
-def _scaling(tried: Rehearsal, over: Link, batch_rows: int, num_lanes: int) -> Answer:
-    """What was measured, and what it says of more workers."""
-    table = steps(tried.compute, tried.traffic, over, batch_rows, num_lanes)
-    return {
-        "measured": [{"rows": rows, "step_s": seconds} for rows, seconds in tried.compute.points],
-        "threads": tried.threads,
-        "device": tried.device,
-        "gradient_bytes": tried.traffic.gradient_bytes,
-        "small_sums": tried.traffic.small_sums,
-        "link": asdict(over),
-        "steps": [
-            {
-                "workers": step.workers,
-                "step_s": step.seconds,
-                "communication_share": step.share,
-                "speedup": step.speedup,
-                "efficiency": step.efficiency,
-                "weak_efficiency": step.weak_efficiency,
-            }
-            for step in table
-        ],
-        "worthwhile_workers": worthwhile(table),
-    }
-
-
 def check_cluster(address: str, path: str | None, overrides: Sequence[str]) -> tuple[Answer, list[str]]:
     """The nodes of the cluster at an address: a dashboard's URL, or Ray's own where this is one of its nodes.
 
@@ -206,6 +181,31 @@ def check_job(path: str, overrides: Sequence[str], link: str = DEFAULT_LINK) -> 
         f"nothing would stop it; next: {shlex.join(['raynn', 'train', path, *overrides])}",
     ]
     return answer, lines
+
+
+def _scaling(tried: Rehearsal, over: Link, batch_rows: int, num_lanes: int) -> Answer:
+    """What was measured, and what it says of more workers."""
+    table = steps(tried.compute, tried.traffic, over, batch_rows, num_lanes)
+    return {
+        "measured": [{"rows": rows, "step_s": seconds} for rows, seconds in tried.compute.points],
+        "threads": tried.threads,
+        "device": tried.device,
+        "gradient_bytes": tried.traffic.gradient_bytes,
+        "small_sums": tried.traffic.small_sums,
+        "link": asdict(over),
+        "steps": [
+            {
+                "workers": step.workers,
+                "step_s": step.seconds,
+                "communication_share": step.share,
+                "speedup": step.speedup,
+                "efficiency": step.efficiency,
+                "weak_efficiency": step.weak_efficiency,
+            }
+            for step in table
+        ],
+        "worthwhile_workers": worthwhile(table),
+    }
 
 
 def _weights_line(job: Job, held: int, gathered: int) -> str:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from raynn.ahead import made_ahead
 from raynn.preprocessing import InputSpec, arrays
 from raynn.ragged import Ragged
 
@@ -44,22 +43,11 @@ def fetched(blocks: Iterable[Any], fetch: Fetch) -> Iterator[pa.Table]:
     """The tables of blocks, in order. Recipes are made by as many threads as this process is to use (OMP_NUM_THREADS,
     which Ray sets to a worker's CPUs), each at work on one block, and one block more is ready at most.
     """
+    found = list(blocks)
+    if not all(isinstance(block, Recipe) for block in found):
+        return map(fetch, found)
     threads = min(MOST_AHEAD, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
-    waiting: deque[Future[pa.Table]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for block in blocks:
-                if not isinstance(block, Recipe):
-                    yield fetch(block)
-                    continue
-                waiting.append(pool.submit(block))
-                if len(waiting) > threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for each in waiting:
-                each.cancel()
+    return made_ahead(Recipe.__call__, found, depth=threads, threads=threads)
 
 
 class Encoded(Protocol):

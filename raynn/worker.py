@@ -151,10 +151,9 @@ def _train(
 
     def shards(encoded: Encoded, name: str = "") -> Shards:
         with meeting(workers) as meet:
-            placed = place_shards(
+            return place_shards(
                 encoded, fetch, assignment.job, workers, num_here, scratch / name, assignment.tests, meet
             )
-        return placed
 
     record: dict[str, float]
     if gate is not None:

@@ -10,10 +10,10 @@ import torch
 from rows import CPU, arrays, part, pieces, shard_of, steps_of
 
 from raynn import batches
+from raynn.ahead import made_ahead
 from raynn.batches import EVALUATION_SEED, TrainingShard, evaluation_batches, evaluation_rows, pieces_that_pay
 from raynn.collectives import Workers
 from raynn.lanes import Lanes
-from raynn.prefetch import DEPTH, made_ahead
 from raynn.randomness import row_keys
 from raynn.shards import build_shard
 
@@ -164,9 +164,9 @@ def test_what_is_made_ahead_is_bounded_and_raises_in_its_turn() -> None:
             raise ValueError("the fifth cannot be made")
         return -item
 
-    made = made_ahead(make, items(), CPU)
+    made = made_ahead(make, items(), depth=2)
     for item in range(4):
         assert next(made) == -item
-        assert len(taken) <= item + 1 + DEPTH
+        assert len(taken) <= item + 1 + 2
     with pytest.raises(ValueError, match="the fifth"):
         next(made)

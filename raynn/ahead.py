@@ -1,4 +1,4 @@
-"""Batches gathered ahead: the next ones are made by a thread while the one before them is worked on."""
+"""What will be asked for next, made by threads while what was asked for before is worked on."""
 
 from __future__ import annotations
 
@@ -7,25 +7,27 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-import torch
-
 Item = TypeVar("Item")
 Made = TypeVar("Made")
-DEPTH = 2  # batches that are ready or in the making, beside the one that is worked on
 
 
-def made_ahead(make: Callable[[Item], Made], items: Iterable[Item], device: torch.device) -> Iterator[Made]:
+def made_ahead(
+    make: Callable[[Item], Made],
+    items: Iterable[Item],
+    depth: int,
+    threads: int = 1,
+    initializer: Callable[[], None] | None = None,
+) -> Iterator[Made]:
     """`make` of each item, in order; what it raises is raised where its result would have come. Items are taken by the
-    caller's thread, at most DEPTH of them ahead of it, and made by one other, so that nothing waits for a caller that
+    caller's thread, at most `depth` of them ahead of it, and made by others, so that nothing waits for a caller that
     stops early.
     """
     waiting: deque[Future[Made]] = deque()
-    initializer = None if device.type != "cuda" else lambda: torch.cuda.set_device(device)
-    with ThreadPoolExecutor(1, "prefetch", initializer) as thread:
+    with ThreadPoolExecutor(threads, "ahead", initializer) as pool:
         try:
             for item in items:
-                waiting.append(thread.submit(make, item))
-                if len(waiting) > DEPTH:
+                waiting.append(pool.submit(make, item))
+                if len(waiting) > depth:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
