@@ -84,7 +84,7 @@ dashboard.
     collectives.py     what the workers of one run do together
     sharding.py        how workers share a network: whole each, or weights cut over them
     randomness.py      random numbers as a function of seed, epoch, row and place
-    meeting.py         work that takes each of them another time, and errors that one of them meets
+    meeting.py         workers wait for the slower ones, and all raise what one of them meets
     dropout.py         units, channels, tokens and blocks silenced while training
     image_operations.py  fourteen operations on images, and the ways to choose among them
     sequence_augmentation.py  sequences and texts changed while training

@@ -106,7 +106,7 @@ def rehearse(
         pieces = encoded.pieces(TRAIN, 0, num_rows, fetch)
         with tempfile.TemporaryDirectory() as folder:
             rows = build_shard(pieces, 0, num_rows, folder=Path(folder), device=workers.device, residence="memory")
-        state = TrainingState.fresh(job, build_model(job, preprocessing).to(workers.device))
+        state = TrainingState.fresh(job, build_model(job, preprocessing), workers)
         share = math.ceil(batch_rows / job.resources.min_workers)
         few = max(_fewest(job), share // PARTS[0])
         kept = activation_bytes(job, state.model, TrainingShard(rows, _lanes(job, num_rows, few)), workers)
