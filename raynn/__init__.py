@@ -4,8 +4,8 @@ The verbs are the commands': `Job.load(path)`, `train(job)`, `tune(job)`, `evalu
 They load PyTorch and Ray when first used; `import raynn` alone loads neither.
 
 The map of the house, from the ground up. A module imports only modules above it here; `ray` appears in probe,
-capacity, cluster, data, restarts, worker, trainer, trial, desk, tuner, upload and connection, `wandb` in sweeps and
-dashboard.
+capacity, cluster, data, restarts, worker, hosts, trainer, trial, desk, tuner, upload and connection, `wandb` in sweeps
+and dashboard.
 
     errors.py          the exception tree; each message: field, value, relation, remedy
     termination.py     SIGTERM does what Ctrl-C does
@@ -143,6 +143,7 @@ dashboard.
     run_report.py      the report of a run
     card.py            README.md of a run, as model hubs read it
     report.py          what a run leaves for people: report.html, and the card
+    hosts.py           whether this process or a cluster works on a job, and where its tables are kept
     trainer.py         one job, trained: in this process or by Ray Train
     outcome.py         what a search leaves: a table, the best job, whether it was luck
     trial.py           what a Tune actor runs, one trial after another

@@ -13,6 +13,7 @@ from raynn.catalog import CATALOG
 from raynn.collectives import gpu_names
 from raynn.connection import look_at
 from raynn.folder import environment
+from raynn.hosts import expected_preparing, preparing_here, uses_ray
 from raynn.job import Job
 from raynn.lanes import Lanes
 from raynn.networks import NETWORKS
@@ -29,7 +30,6 @@ from raynn.splits import NAMES, TRAIN
 from raynn.storage import address_of, open_storage
 from raynn.submit import require_right
 from raynn.tasks import build_model, checked, prepare_job, understand_job
-from raynn.trainer import expected_preparing, preparing_here, uses_ray
 from raynn.upload import measured
 
 Answer = dict[str, Any]

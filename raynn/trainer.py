@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import signal
 import sys
@@ -11,38 +10,34 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from raynn import progress
-from raynn.cache import RememberingDriver
 from raynn.capacity import Room, await_room
 from raynn.checkpoint import load_newest
 from raynn.cluster import cluster
 from raynn.collectives import gpu_names
-from raynn.drivers import Driver, StreamingDriver
-from raynn.encoded import Encoded, Fetch, itself
+from raynn.encoded import Encoded, itself
 from raynn.errors import ResourceError, RunError, TrainingError
 from raynn.folder import describe, write_json
 from raynn.fragments import open_file_system
+from raynn.hosts import Preparing, asked_workers, preparing_here, preparing_on_ray, uses_ray
 from raynn.job import NOT_THE_RESULT, Job, refuse_changes
 from raynn.nodes import require_shared
 from raynn.preparation import Prepared, Understood, located, split_summary
-from raynn.problems import show
 from raynn.progress import ProgressLine
 from raynn.remote import join_url
 from raynn.report import conclude
-from raynn.resources import ResourcesSettings
 from raynn.storage import Kept, address_of, claim, kept, newest, open_storage, url_of
 from raynn.tasks import checked, prepare_job, understand_job
 from raynn.tracking import Mirroring, check_tracking
 from raynn.training import Assignment, Shards, run_training
 
 CONTROLLER_FAILURE_LIMIT = 3
-RAYS_SHARE = 0.3  # of memory, that Ray takes for its object store unless told otherwise
 
 
 def train(job: Job, folder: Path | None = None, *, quiet: bool = True, started_at: float | None = None) -> Path:
@@ -69,54 +64,7 @@ def train(job: Job, folder: Path | None = None, *, quiet: bool = True, started_a
         return _train(job, understood, preparing_here(job, understood), _run_here, place, started_at, quiet)
     with cluster(job.resources.max_workers * (job.resources.cpus_per_worker or 1), job.resources.object_store_gib):
         require_cluster(job, storage, understood, quiet=quiet)
-        return _train(job, understood, _preparing_on_ray(job, understood), _run_on_ray, place, started_at, quiet)
-
-
-@dataclass(frozen=True)
-class Preparing:
-    """Who prepares a job's data, and how a process comes by a block of theirs."""
-
-    driver: Driver
-    fetch: Fetch
-    told: str = ""  # what it means for memory, in a line
-
-
-def preparing_here(job: Job, understood: Understood) -> Preparing:
-    """In this process: tables are kept where they fit."""
-    from raynn.shards import free_memory_bytes
-
-    footprint, room = understood.footprint, free_memory_bytes()
-    if footprint is None:
-        return Preparing(RememberingDriver(), itself)
-    kept = footprint.kept(room, job.resources.preparation)
-    driver = RememberingDriver() if kept else StreamingDriver()
-    return Preparing(driver, itself, footprint.said(kept, "the memory that is free", room))
-
-
-def expected_preparing(job: Job, understood: Understood) -> str:
-    """What training will do with the tables on this machine, in a line or none: said where Ray is not started."""
-    from raynn.shards import free_memory_bytes
-
-    footprint = understood.footprint
-    if footprint is None or not uses_ray(job):
-        return preparing_here(job, understood).told
-    store_gib = job.resources.object_store_gib
-    room = store_gib * 2**30 if store_gib is not None else RAYS_SHARE * free_memory_bytes()
-    return footprint.said(footprint.kept(room, job.resources.preparation), "Ray's object store", room)
-
-
-def _preparing_on_ray(job: Job, understood: Understood) -> Preparing:
-    """On the cluster that this process works on: blocks are kept in the object store where they fit."""
-    import ray
-
-    from raynn.data import RayDriver, RayStreamingDriver, fetch
-
-    footprint, room = understood.footprint, ray.cluster_resources().get("object_store_memory", 0.0)
-    if footprint is None:
-        return Preparing(RayDriver(), fetch)
-    kept = footprint.kept(room, job.resources.preparation)
-    driver = RayDriver() if kept else RayStreamingDriver()
-    return Preparing(driver, fetch, footprint.said(kept, "Ray's object store", room))
+        return _train(job, understood, preparing_on_ray(job, understood), _run_on_ray, place, started_at, quiet)
 
 
 def require_cluster(job: Job, storage: Path, understood: Understood, trials: int = 1, *, quiet: bool = True) -> None:
@@ -209,18 +157,6 @@ def _say(text: str) -> None:
     sys.stderr.write(text + "\n")
 
 
-def uses_ray(job: Job) -> bool:
-    """Whether Ray trains this job: several workers, a cluster's address in the environment, or as asked."""
-    if job.resources.driver == "auto":
-        return job.resources.max_workers > 1 or bool(os.environ.get("RAY_ADDRESS"))
-    if job.resources.driver == "local" and job.resources.max_workers > 1:
-        raise ResourceError(
-            f"resources.driver = 'local' trains one worker in this process, and resources.workers = "
-            f"{_asked(job.resources)}; set resources.workers=1, or resources.driver=ray"
-        )
-    return job.resources.driver == "ray"
-
-
 def _resumed_run(job: Job, storage: Path) -> Path:
     """The run folder to continue.
 
@@ -274,11 +210,6 @@ def _run_here(assignment: Assignment, prepared: Prepared, keeping: Kept) -> None
 def _run_on_ray(assignment: Assignment, prepared: Prepared, keeping: Kept) -> None:
     with keeping.lent():
         fit_workers(replace(assignment, url=keeping.url), prepared.encoded, refit=prepared.refit)
-
-
-def _asked(resources: ResourcesSettings) -> str:
-    """`workers` as the job says it."""
-    return show(resources.model_dump()["workers"])
 
 
 def fit_workers(assignment: Assignment, encoded: Encoded, gate: Any = None, refit: Encoded | None = None) -> None:
@@ -362,7 +293,8 @@ def _fit(config: dict[str, Any], where: dict[str, Any], attempt: int) -> Any:
             raise KeyboardInterrupt from None
         raise ResourceError(
             f"the cluster has had room for {patience.found} workers for {resources.wait_s:g} s and resources.workers = "
-            f"{_asked(resources)}; what was trained is saved: add nodes or ask for fewer workers, then resume=true"
+            f"{asked_workers(resources)}; what was trained is saved: add nodes or ask for fewer workers, "
+            "then resume=true"
         ) from None
     finally:
         if threading.current_thread() is threading.main_thread():

@@ -174,6 +174,7 @@ ORDER = (
     "run_report",
     "card",
     "report",
+    "hosts",
     "trainer",
     "outcome",
     "trial",
@@ -193,7 +194,7 @@ ORDER = (
 ROOMS = {
     "ray": {
         *("probe", "capacity", "cluster", "data", "restarts", "worker"),
-        *("trainer", "trial", "desk", "tuner", "upload", "connection"),
+        *("hosts", "trainer", "trial", "desk", "tuner", "upload", "connection"),
     },
     "wandb": {"sweeps", "dashboard"},
 }
