@@ -31,6 +31,7 @@ test: .venv/.installed
 # Timed, and therefore no test; LIGHTNING names the Python of an environment that has it.
 bench: .venv/.installed
 	.venv/bin/python benchmarks/throughput.py $(DATA) $(if $(LIGHTNING),--python $(LIGHTNING)) --out docs/benchmarks.md
+	.venv/bin/python benchmarks/search.py $(DATA) --append docs/benchmarks.md
 
 # The reports of made-up runs and of a made-up search, opened in Chromium; the tops of two of them are in the README.
 pictures: .venv/.installed

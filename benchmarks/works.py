@@ -68,7 +68,7 @@ def held_in(num_rows: int) -> np.ndarray[Any, Any]:
     return np.random.default_rng(0).permutation(num_rows)[: num_rows - num_rows // 10]
 
 
-def adult(data: Path) -> Arrays:
+def adult_rows(data: Path) -> Arrays:
     """Standardized numbers, and categories counted from 1; 0 is for what is missing."""
     table = pq.read_table(data / "adult_train.parquet").to_pandas()
     target_N = (table.pop("income_over_50k").astype("category").cat.codes).to_numpy(np.int64)
@@ -78,8 +78,14 @@ def adult(data: Path) -> Arrays:
         table[name].astype("category").cat.codes.to_numpy(np.int64) + 1
         for name in table.columns.difference(numbers.columns)
     ]
-    rows = held_in(len(table))
-    return {"numeric": numeric_NF[rows], "categorical": np.stack(codes, 1)[rows], "target": target_N[rows]}
+    return {"numeric": numeric_NF, "categorical": np.stack(codes, 1), "target": target_N}
+
+
+def adult(data: Path) -> Arrays:
+    """Those of its rows that are trained on."""
+    arrays = adult_rows(data)
+    rows = held_in(len(arrays["target"]))
+    return {name: x[rows] for name, x in arrays.items()}
 
 
 class Mlp(nn.Module):
