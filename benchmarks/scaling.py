@@ -178,9 +178,6 @@ def work_table(work: str, data: Path, rounds: int, link: Link) -> str:
             job = WORKS[work].job(data, folder / "runs", f"{work}-{time.time_ns()}")
             job["resources"] = {"workers": workers, "cpus_per_worker": 1}
             job["optimization"]["global_batch_size"] = rows
-            if work == "cnn":
-                job["data"]["train"] = str(data / "fashion_mnist_test.parquet")
-                job["optimization"]["max_epochs"] = 3
             return job
 
         told = raynn("check", job_of(1, batch), folder)["scaling"]

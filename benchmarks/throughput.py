@@ -3,11 +3,11 @@
     .venv/bin/python benchmarks/throughput.py DATA [--rounds 3] [--only mlp cnn lstm text] [--python PATH]
         [--out docs/benchmarks.md]
 
-DATA is a folder with adult_train.parquet, fashion_mnist_train.parquet, japanesevowels_train.parquet and
+DATA is a folder with adult_train.parquet, fashion_mnist_test.parquet, japanesevowels_train.parquet and
 tiny_shakespeare.txt. Each round runs every contestant once, raynn as a user does (`raynn train`), the others as
 comparators.py has them, each in a process of its own; a round's ratio is raynn's rate over the other's in the same
-round. The table holds medians over the rounds and their range. `--python` is an environment that has Lightning; without
-it Lightning is left out.
+round, and its number raynn's seed. The table holds medians over the rounds and their range. `--python` is an environment
+that has Lightning; without it Lightning is left out.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import argparse
 import datetime
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import statistics
@@ -56,6 +57,7 @@ OTHERS = (
     Contestant("DataLoader", "loader"),
     Contestant("Lightning", "lightning"),
     Contestant("Ray's recipe", "ray"),
+    Contestant("Ray's recipe, data materialized", "ray_materialized"),
 )
 DDP = Contestant("torchrun DDP, 2 processes", "ddp", workers=2)
 # Who is compared with whom: of each pair the first's rate over the second's
@@ -67,17 +69,19 @@ FIELD: dict[str, list[tuple[Contestant, Contestant]]] = {
 }
 TITLES = {
     "mlp": "Adult, MLP 3 x 256, batches of 256, 5 epochs",
-    "cnn": "Fashion-MNIST, CNN 32, 64, 64 and a layer of 128, batches of 256, 2 epochs",
+    "cnn": "10,000 images of Fashion-MNIST, CNN 32, 64, 64 and a layer of 128, batches of 256, 3 epochs",
     "lstm": "JapaneseVowels, LSTM of 128, batches of 32, 30 epochs",
-    "text": "tiny Shakespeare, Transformer of 2 layers of 128, windows of 128, batches of 32, 2 epochs",
+    "text": "tiny Shakespeare, Transformer of 2 layers of 128, windows of 128, batches of 32, 3 epochs",
 }
 
 
-def run(contestant: Contestant, work: str, data: Path, folder: Path, other_python: str | None) -> Figures | None:
+def run(
+    contestant: Contestant, work: str, data: Path, folder: Path, other_python: str | None, seed: int
+) -> Figures | None:
     """One training in a process of its own: its figures, and `total_s` from the process's start to its end."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "RAYNN_REPORT": "off", "BENCH_STARTED_AT": str(time.time())}
     if contestant.kind == "raynn":
-        command = _raynn(contestant, work, data, folder)
+        command = _raynn(contestant, work, data, folder, seed)
     else:
         script = [str(HERE / "comparators.py"), contestant.kind, work, str(data), "--storage", str(folder)]
         if contestant.kind == "lightning" and other_python is None:
@@ -99,12 +103,14 @@ def run(contestant: Contestant, work: str, data: Path, folder: Path, other_pytho
         "first_step_s": first,
         "total_s": total,
         "parameters": told["parameters"],
+        "accuracy": told.get("metrics", {}).get("val/accuracy", float("nan")),
     }
 
 
-def _raynn(contestant: Contestant, work: str, data: Path, folder: Path) -> list[str]:
+def _raynn(contestant: Contestant, work: str, data: Path, folder: Path, seed: int) -> list[str]:
     job = WORKS[work].job(data, folder / "runs", f"{work}-{time.time_ns()}")
     job["resources"] = {"workers": contestant.workers, "cpus_per_worker": 1}
+    job["optimization"]["seed"] = seed
     for section, key, value in contestant.sections:
         job[section][key] = value
     path = folder / f"{job['name']}.yaml"
@@ -119,7 +125,7 @@ def measured(work: str, data: Path, rounds: int, other_python: str | None) -> di
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds):
             for contestant in contestants if number % 2 == 0 else reversed(contestants):
-                figures = run(contestant, work, data, Path(folder), other_python)
+                figures = run(contestant, work, data, Path(folder), other_python, number)
                 if figures is not None:
                     found.setdefault(contestant.name, []).append(figures)
                     print(f"{work} round {number + 1}: {contestant.name}: {figures}", file=sys.stderr, flush=True)
@@ -132,10 +138,12 @@ def table(work: str, found: dict[str, list[Figures]]) -> str:
     def middle(name: str, key: str) -> float:
         return statistics.median(figures[key] for figures in found[name])
 
-    lines = [f"### {TITLES[work]}", "", "| | examples/s | first step, s | start to end, s |", "|---|---|---|---|"]
+    lines = [f"### {TITLES[work]}", ""]
+    lines += ["| | examples/s | first step, s | start to end, s | best val/accuracy |", "|---|---|---|---|---|"]
     for name in found:
         figures = f"{middle(name, 'rate'):,.0f} | {middle(name, 'first_step_s'):.1f} | {middle(name, 'total_s'):.1f}"
-        lines.append(f"| {name} | {figures} |")
+        accuracy = middle(name, "accuracy")
+        lines.append(f"| {name} | {figures} | {'' if math.isnan(accuracy) else f'{accuracy:.4f}'} |")
     lines += ["", "| ratio of rates | median | range |", "|---|---|---|"]
     for ours, other in FIELD[work]:
         if ours.name in found and other.name in found:
