@@ -6,8 +6,8 @@
 DATA is a folder with adult_train.parquet, fashion_mnist_test.parquet, japanesevowels_train.parquet and
 tiny_shakespeare.txt. Each round runs every contestant once, raynn as a user does (`raynn train`), the others as
 comparators.py has them, each in a process of its own; a round's ratio is raynn's rate over the other's in the same
-round, and its number raynn's seed. The table holds medians over the rounds and their range. `--python` is an environment
-that has Lightning; without it Lightning is left out.
+round, and its number raynn's seed. The table holds medians over the rounds and their range. `--python` is an
+environment that has Lightning; without it Lightning is left out.
 """
 
 from __future__ import annotations
