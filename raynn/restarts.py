@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import _thread
 import os
+import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator, Set
@@ -20,6 +22,7 @@ from typing import Any, Self
 import ray
 import ray.train
 import torch
+from ray.exceptions import GetTimeoutError, RayActorError
 from ray.train.torch import TorchTrainer
 
 from raynn.capacity import Room
@@ -29,6 +32,7 @@ from raynn.resources import ResourcesSettings
 
 # An elastic group that finds less room than Ray believed tries again after so long, with as many as there are then.
 ELASTIC_START_TIMEOUT_S = 8.0
+ABORT_S = 5.0  # for the controller to end its workers
 GIVEN_UP_S = 60.0  # a node that does not answer is given up long before
 CONNECTION_TIMEOUT_S = 1.0
 LOOKS_AGAIN = 20  # one a second: Ray's own look at the cluster comes every 20 s
@@ -91,12 +95,22 @@ def reason_to_leave(
 
 class Group(TorchTrainer):  # type: ignore[misc]
     """Ray's trainer without what raynn does not use and each start of a group would wait 3 to 5 s for: a process that
-    deals out data sets, of which there are none, as the workers take their own rows.
+    deals out data sets, of which there are none, as the workers take their own rows. And it can be interrupted at any
+    time: Ray asks the controller to end, which hears nothing while it waits for nodes.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks: list[Any] = super()._create_default_callbacks()
         return [callback for callback in callbacks if type(callback).__name__ != "DatasetsCallback"]
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        def end(*_: object) -> None:
+            with suppress(RayActorError, GetTimeoutError):  # the former when it has ended
+                ray.get(controller.abort.remote(), timeout=ABORT_S)
+            ray.kill(controller)  # and with it, as it owns them, the workers
+            sys.exit(0)
+
+        signal.signal(signal.SIGINT, end)
 
 
 class FreshLook(ray.train.UserCallback):  # type: ignore[misc]

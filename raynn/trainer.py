@@ -288,6 +288,11 @@ def _fit(config: dict[str, Any], where: dict[str, Any], attempt: int) -> Any:
             return trainer.fit().return_value
     except ray.train.TrainingFailedError as failure:
         raise our_own(failure) or TrainingError(f"the workers failed: {failure}") from failure
+    except ray.exceptions.RayError as error:  # of the controller, which runs where this command does: the head is lost
+        text = str(error).splitlines()[0]
+        raise our_own(error) or TrainingError(
+            f"the cluster does not answer any more ({text}); what was trained is saved: on one that does, resume=true"
+        ) from error
     except (SystemExit, KeyboardInterrupt):  # SystemExit: Ray's way to answer Ctrl-C, once the workers are stopped
         if patience.found is None:
             raise KeyboardInterrupt from None
