@@ -22,6 +22,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # raynn asks for nodes that are to go at its checkpoints
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_prestart_worker_first_driver": "0",  # processes of which none is used, as those of actors have an environment
 }
 ANSWER_TIMEOUT_S = 5.0
 

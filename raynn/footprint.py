@@ -40,14 +40,17 @@ class Footprint:
         """Whether the tables are kept where there is so much room for them."""
         return choice == "keep" or (choice == "auto" and self.table_bytes <= KEPT_SHARE * room_bytes)
 
-    def said(self, kept: bool, room: str, room_bytes: float) -> str:
-        """What will be done with the tables, in a line; `room` says where they would be kept."""
+    def size(self) -> str:
+        """Rows and bytes, in words."""
         about = "" if self.counted else "about "
-        size = (
+        return (
             f"{about}{self.rows:,} rows of {self.cleaned_bytes:,.0f} bytes cleaned and {self.encoded_bytes:,.0f} "
             f"encoded, {in_words(self.table_bytes)}"
         )
-        where = f"{room} ({in_words(room_bytes)})"
+
+    def said(self, kept: bool, room: str, room_bytes: float) -> str:
+        """What will be done with the tables, in a line; `room` says where they would be kept."""
+        size, where = self.size(), f"{room} ({in_words(room_bytes)})"
         if kept:
             return f"{size}: kept in {where} until training begins"
         more = f", more than half of {where}" if self.table_bytes > KEPT_SHARE * room_bytes else ""

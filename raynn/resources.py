@@ -29,7 +29,8 @@ class ResourcesSettings(Settings):
 
     `preparation` auto: cleaned and encoded tables are kept until the workers have their rows where they fill at most
     half of the object store (without Ray, of the memory that is free); else none is kept, and the sources are read
-    again instead. `object_store_gib` bounds the store of a Ray that is started here; a cluster's is as it is.
+    again instead. Tables of up to 64 MiB the command prepares itself, while Ray starts. `object_store_gib` bounds the
+    store of a Ray that is started here; a cluster's is as it is.
 
     `scratch` is a folder on each node's own disk for rows that do not fit in memory; by default they are in the run
     folder, which on a cluster is often across a network.

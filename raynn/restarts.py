@@ -93,15 +93,19 @@ def reason_to_leave(
     return left if min(num_held, resources.max_workers) > workers else None
 
 
+UNUSED = ("DatasetsCallback", "PlacementGroupCleanerCallback")  # each a process that the first step would wait for
+
+
 class Group(TorchTrainer):  # type: ignore[misc]
-    """Ray's trainer without what raynn does not use and each start of a group would wait 3 to 5 s for: a process that
-    deals out data sets, of which there are none, as the workers take their own rows. And it can be interrupted at any
-    time: Ray asks the controller to end, which hears nothing while it waits for nodes.
+    """Ray's trainer without what raynn does not use and each start of a group would wait for: a process that deals out
+    data sets, of which there are none, as the workers take their own rows (3 to 5 s), and one that frees the workers'
+    room should the controller be killed, after which the command ends and Ray frees it. And it can be interrupted at
+    any time: Ray asks the controller to end, which hears nothing while it waits for nodes.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks: list[Any] = super()._create_default_callbacks()
-        return [callback for callback in callbacks if type(callback).__name__ != "DatasetsCallback"]
+        return [callback for callback in callbacks if type(callback).__name__ not in UNUSED]
 
     def _register_sigint_handler(self, controller: Any) -> None:
         def end(*_: object) -> None:
@@ -137,6 +141,14 @@ def _answers(node: dict[str, Any]) -> bool:
     except OSError:
         return False
     return True
+
+
+def begin_view() -> None:
+    """Has Ray begin its view of the cluster's room, a process, beside the one that would begin it and wait for it."""
+    with suppress(Exception):  # of a later Ray: then it takes longer
+        from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator
+
+        default_autoscaling_coordinator.get_or_create_autoscaling_coordinator()
 
 
 def look_anew() -> None:

@@ -25,7 +25,15 @@ from raynn.encoded import Encoded, itself
 from raynn.errors import ResourceError, RunError, TrainingError
 from raynn.folder import describe, write_json
 from raynn.fragments import open_file_system
-from raynn.hosts import Preparing, asked_workers, preparing_here, preparing_on_ray, uses_ray
+from raynn.hosts import (
+    Preparing,
+    asked_workers,
+    begun_early,
+    into_store,
+    preparing_here,
+    preparing_on_ray,
+    uses_ray,
+)
 from raynn.job import NOT_THE_RESULT, Job, refuse_changes
 from raynn.nodes import require_shared
 from raynn.preparation import Prepared, Understood, located, split_summary
@@ -62,9 +70,11 @@ def train(job: Job, folder: Path | None = None, *, quiet: bool = True, started_a
     place = resumed or storage
     if not uses_ray(job):
         return _train(job, understood, preparing_here(job, understood), _run_here, place, started_at, quiet)
-    with cluster(job.resources.max_workers * (job.resources.cpus_per_worker or 1), job.resources.object_store_gib):
+    cpus = job.resources.max_workers * (job.resources.cpus_per_worker or 1)
+    with begun_early(job, understood) as early, cluster(cpus, job.resources.object_store_gib):
         require_cluster(job, storage, understood, quiet=quiet)
-        return _train(job, understood, preparing_on_ray(job, understood), _run_on_ray, place, started_at, quiet)
+        preparing = early or preparing_on_ray(job, understood)
+        return _train(job, understood, preparing, _run_on_ray, place, started_at, quiet)
 
 
 def require_cluster(job: Job, storage: Path, understood: Understood, trials: int = 1, *, quiet: bool = True) -> None:
@@ -100,7 +110,7 @@ def _train(
 
     if preparing.told and not quiet:
         _say(preparing.told)
-    prepared = prepare_job(job, understood, preparing.driver)
+    prepared = preparing.prepared() if preparing.prepared else prepare_job(job, understood, preparing.driver)
     job = checked(job.model_copy(update={"task": prepared.task}), prepared)
     residence = require_scratch(prepared.encoded, preparing.fetch, job, place)
     run = place if job.resume else claim(place, job.name)
@@ -208,6 +218,7 @@ def _run_here(assignment: Assignment, prepared: Prepared, keeping: Kept) -> None
 
 
 def _run_on_ray(assignment: Assignment, prepared: Prepared, keeping: Kept) -> None:
+    prepared = into_store(prepared)
     with keeping.lent():
         fit_workers(replace(assignment, url=keeping.url), prepared.encoded, refit=prepared.refit)
 
@@ -250,7 +261,7 @@ def _fit(config: dict[str, Any], where: dict[str, Any], attempt: int) -> Any:
     from ray.train.torch import TorchConfig
 
     from raynn.data import our_own
-    from raynn.restarts import ELASTIC_START_TIMEOUT_S, FreshLook, Group, Patience, held, look_anew
+    from raynn.restarts import ELASTIC_START_TIMEOUT_S, FreshLook, Group, Patience, begin_view, held, look_anew
     from raynn.worker import train_worker
 
     room, resources = config["room"], config["assignment"].job.resources
@@ -259,7 +270,10 @@ def _fit(config: dict[str, Any], where: dict[str, Any], attempt: int) -> Any:
     if config["left"] is not None and held(room) < held(room, going=True):
         # Ray would wait for the nodes that are to go; the next group grows when others have come
         most = max(fewest, min(most, held(room)))
-    look_anew()  # nodes have come or gone
+    if attempt:
+        look_anew()  # nodes have come or gone
+    else:
+        begin_view()
     tries = int(resources.wait_s / ELASTIC_START_TIMEOUT_S) if elastic else 0  # each may find less room than thought
     trainer = Group(
         train_worker,

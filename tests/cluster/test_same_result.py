@@ -86,7 +86,10 @@ CASES = [
 def test_losses_do_not_depend_on_driver_or_workers(
     kind: str, workers: int, table: Path, local: dict[str, Path], ray_cluster: None, tmp_path: Path
 ) -> None:
-    run = train(job_of(kind, table, tmp_path, workers=workers, driver="ray", cpus_per_worker=1))
+    preparation = "auto" if kind == "feedforward" else "keep"  # by the command's own process, or by Ray's tasks
+    run = train(
+        job_of(kind, table, tmp_path, workers=workers, driver="ray", cpus_per_worker=1, preparation=preparation)
+    )
     expected, found = history(local[kind]), history(run)
     assert len(found) == len(expected) == 3
     for epoch, (one, many) in enumerate(zip(expected, found, strict=True), start=1):
@@ -116,11 +119,14 @@ def test_prediction_through_ray_data_equals_prediction_here(
     assert pq.read_table(tmp_path / "ray.parquet").equals(pq.read_table(tmp_path / "here.parquet"))
 
 
-def test_an_error_of_the_user_on_ray_is_the_same_error(table: Path, ray_cluster: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("preparation", ["auto", "keep"])
+def test_an_error_of_the_user_on_ray_is_the_same_error(
+    preparation: str, table: Path, ray_cluster: None, tmp_path: Path
+) -> None:
     """Not tried again by Ray, not wrapped in a traceback."""
     from raynn.errors import DataError
 
-    job = job_of("feedforward", table, tmp_path, workers=2)
+    job = job_of("feedforward", table, tmp_path, workers=2, preparation=preparation)
     data = job.data.model_copy(update={"columns": {"color": "numeric"}})
     with pytest.raises(DataError, match=r"color"):
         train(job.model_copy(update={"data": data}))
