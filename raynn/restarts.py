@@ -32,6 +32,7 @@ from raynn.resources import ResourcesSettings
 
 # An elastic group that finds less room than Ray believed tries again after so long, with as many as there are then.
 ELASTIC_START_TIMEOUT_S = 8.0
+PROCESS_GROUP_END_S = 2
 ABORT_S = 5.0  # for the controller to end its workers
 GIVEN_UP_S = 60.0  # a node that does not answer is given up long before
 CONNECTION_TIMEOUT_S = 1.0
@@ -127,6 +128,8 @@ class FreshLook(ray.train.UserCallback):  # type: ignore[misc]
         """In Ray Train's controller, at each failure. Where a node does not answer, an elastic group waits until the
         cluster has given it up: before, it would be told to be as large as it was.
         """
+        # of the workers' process group, which one that hangs never leaves: Ray would wait for 30 s
+        os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", str(PROCESS_GROUP_END_S))
         with suppress(Exception):
             until = time.monotonic() + GIVEN_UP_S
             while self.elastic and time.monotonic() < until and not all(map(_answers, alive_nodes())):

@@ -138,7 +138,9 @@ def average_gradients(network: nn.Module, workers: Workers) -> None:
         for parameter, gradient, part in zip(
             bucket, gradients, mean.split([gradient.numel() for gradient in gradients]), strict=True
         ):
-            parameter.grad = gradient.copy_(part.view_as(gradient))
+            shaped = part.view_as(gradient)
+            # its layout stays the parameter's, which fused optimizers rely on
+            parameter.grad = shaped if gradient.is_contiguous() else gradient.copy_(shaped)
 
 
 def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
