@@ -316,7 +316,7 @@ def table(rows: dict[str, Row]) -> str:
     for name, row in rows.items():
         if row.seconds:
             seconds, lost = ", ".join(f"{s:.1f}" for s in row.seconds), ", ".join(map(str, row.lost))
-            same = "equal" if not row.largest_difference else f"to {row.largest_difference:.0e}"
+            same = "equal" if not row.largest_difference else f"to {row.largest_difference:.1e}"
             lines.append(f"| {name} | {seconds} | {lost} | {same} |")
     return "\n".join(lines)
 

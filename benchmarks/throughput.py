@@ -71,7 +71,7 @@ TITLES = {
     "mlp": "Adult, MLP 3 x 256, batches of 256, 5 epochs",
     "cnn": "10,000 images of Fashion-MNIST, CNN 32, 64, 64 and a layer of 128, batches of 256, 3 epochs",
     "lstm": "JapaneseVowels, LSTM of 128, batches of 32, 30 epochs",
-    "text": "tiny Shakespeare, Transformer of 2 layers of 128, windows of 128, batches of 32, 3 epochs",
+    "text": "tiny Shakespeare, Transformer of 2 layers of 128, windows of 128, batches of 32, 2 epochs",
 }
 
 

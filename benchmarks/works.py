@@ -239,6 +239,6 @@ WORKS: dict[str, Work] = {
         shakespeare,
         Transformer,
         rows=32,
-        epochs=3,
+        epochs=2,
     ),
 }
