@@ -41,7 +41,8 @@ JOB: dict[str, Any] = {
     "optimization": {"global_batch_size": 32, "max_epochs": 160, "learning_rate": 5e-4},
     "early_stopping": {"rule": "none"},
     "report": False,
-    "resources": {"workers": 2, "timeout_s": 20, "max_failures": 20},
+    # one thread wherever a worker is: sums by two threads round in another way
+    "resources": {"workers": 2, "cpus_per_worker": 1, "timeout_s": 20, "max_failures": 20},
 }
 # small steps, which enlarge the rounding of another number of workers the least
 ELASTIC = JOB | {"resources": JOB["resources"] | {"workers": {"min": 1, "max": 2}}}
