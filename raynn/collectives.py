@@ -70,21 +70,3 @@ class Workers:
         written = torch.frombuffer(bytearray(text.encode() + b"\0"), dtype=torch.uint8).to(self.device)
         texts = bytes(self.gathered(written).tolist()).decode().split("\0")
         return next(filter(None, texts), "")
-
-
-class SumOverWorkers(torch.autograd.Function):
-    """The sum over workers as a differentiable step: its gradient is the sum of the workers' gradients."""
-
-    @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:
-        """Sum, into a new tensor."""
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: object, *grads: Tensor) -> Tensor:
-        """Sum of gradients."""
-        total = grads[0].clone()
-        dist.all_reduce(total)
-        return total

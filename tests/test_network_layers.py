@@ -35,16 +35,32 @@ def normalize(norm: nn.Module, x: Tensor, weights: Tensor) -> dict[str, Tensor]:
     return found | {"evaluated": norm(x).detach()}
 
 
+# shapes, types and layouts, and what float32, float64 and bfloat16 are allowed
+CASES = (
+    *((shape, torch.float32, torch.contiguous_format, 1e-6) for shape in SHAPES),
+    (SHAPES[-1], torch.float32, torch.channels_last, 1e-6),
+    (SHAPES[-1], torch.float64, torch.contiguous_format, 1e-14),
+    (SHAPES[-1], torch.bfloat16, torch.channels_last, 2e-2),
+)
+
+
+def normalized(case: int, rows: slice) -> dict[str, Tensor]:
+    shape, dtype, layout, _ = CASES[case]
+    x, weights = (part[rows].to(dtype).contiguous(memory_format=layout) for part in inputs(shape))
+    return normalize(GlobalBatchNorm(4).to(torch.float64 if dtype == torch.float64 else torch.float32), x, weights)
+
+
 def on_a_worker(workers: Workers) -> list[dict[str, Tensor]]:
     """The first three rows on the first worker, five on the second."""
     rows = slice(0, 3) if workers.rank == 0 else slice(3, 8)
-    return [normalize(GlobalBatchNorm(4), *(x[rows] for x in inputs(shape))) for shape in SHAPES]
+    return [normalized(case, rows) for case in range(len(CASES))]
 
 
 def test_two_workers_normalize_as_one(tmp_path: Path) -> None:
     halves = run_on_workers(on_a_worker, 2, tmp_path)
-    for shape, first, second in zip(SHAPES, *halves, strict=True):
-        alone = normalize(GlobalBatchNorm(4), *inputs(shape))
+    for case, (first, second) in enumerate(zip(*halves, strict=True)):
+        shape, dtype, _, allowed = CASES[case]
+        alone = normalized(case, slice(0, 8))
         for name, expected in alone.items():
             if "running" in name:
                 assert torch.equal(first[name], second[name])
@@ -54,7 +70,9 @@ def test_two_workers_normalize_as_one(tmp_path: Path) -> None:
             else:
                 found = torch.cat([first[name], second[name]])
             scale = float(expected.abs().max())
-            torch.testing.assert_close(found / scale, expected / scale, rtol=0.0, atol=1e-6, msg=f"{name} {shape}")
+            told = f"{name} {shape} {dtype}"
+            assert found.dtype == expected.dtype, told
+            torch.testing.assert_close(found / scale, expected / scale, rtol=0.0, atol=allowed, msg=told)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -7,14 +7,13 @@ Shapes: B rows, C channels, H features, T steps, ... any number of spatial axes.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from raynn.collectives import SumOverWorkers
+from torch.autograd.function import once_differentiable
 
 Activation = Literal["relu", "gelu", "silu", "tanh", "selu"]
 
@@ -59,22 +58,66 @@ class GlobalBatchNorm(nn.Module):
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
             )
-        axes = [0, *range(2, x.dim())]
-        var_C, mean_C = torch.var_mean(x.float(), dim=axes, correction=0)
-        mean_C, var_C = mean_C.double(), var_C.double()
-        count = torch.full_like(mean_C[:1], x.numel() // x.shape[1])
-        # in float64, so that E[x^2] - E[x]^2 of the workers' own statistics loses nothing that float32 could hold
-        sums: Tensor = SumOverWorkers.apply(torch.cat([count * mean_C, count * (var_C + mean_C**2), count]))  # type: ignore[no-untyped-call]
-        total = sums[-1]
-        global_mean_C, global_square_C = (sums[:-1] / total).chunk(2)
-        global_var_C = global_square_C - global_mean_C**2
         with torch.no_grad():
-            self.running_mean.lerp_(global_mean_C.float(), self.momentum)
-            self.running_var.lerp_((global_var_C * (total / (total - 1))).float(), self.momentum)
-        scale_C = self.weight * torch.rsqrt(global_var_C.float() + self.eps)
-        shift_C = self.bias - global_mean_C.float() * scale_C
+            mean_C, var_C, total = _over_workers(x)
+            self.running_mean.lerp_(mean_C.to(self.weight.dtype), self.momentum)
+            self.running_var.lerp_((var_C * (total / (total - 1))).to(self.weight.dtype), self.momentum)
+        normalized: Tensor = _Normalized.apply(x, self.weight, self.bias, mean_C, var_C, total, self.eps)  # type: ignore[no-untyped-call]
+        return normalized
+
+
+def _over_workers(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and variance [C] of `x` [B, C, ...] over all workers' rows and steps, and their number [1], in float64."""
+    mean_C, var_C = torch.batch_norm_update_stats(x if x.dtype == torch.float64 else x.float(), None, None, 0.0)
+    mean_C, var_C = mean_C.double(), var_C.double()
+    count = torch.full_like(mean_C[:1], x.numel() // x.shape[1])
+    # in float64, so that E[x^2] - E[x]^2 of the workers' own statistics loses nothing that float32 could hold
+    sums = torch.cat([count * mean_C, count * (var_C + mean_C**2), count])
+    dist.all_reduce(sums)
+    mean_C, square_C = (sums[:-1] / sums[-1]).chunk(2)
+    return mean_C, square_C - mean_C**2, sums[-1:]
+
+
+class _Normalized(torch.autograd.Function):
+    """x normalized by statistics of all workers' rows; the gradient knows that these depend on x (Ioffe & Szegedy 2015,
+    section 3), on every worker's. By torch's own kernels, which read x once: 2 to 3 times as fast as sums and products.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight_C: Tensor,
+        bias_C: Tensor,
+        mean_C: Tensor,
+        var_C: Tensor,
+        total: Tensor,
+        eps: float,
+    ) -> Tensor:
+        """`x` [B, C, ...] of any floating type, the others [C]."""
+        mean_C, var_C = mean_C.to(weight_C.dtype), var_C.to(weight_C.dtype)
+        ctx.save_for_backward(x, weight_C, mean_C, var_C, total)
+        ctx.eps = eps
+        return F.batch_norm(x, mean_C, var_C, weight_C, bias_C, False, 0.0, eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Of x, and this worker's part of the gradients of weight and bias."""
+        x, weight_C, mean_C, var_C, total = ctx.saved_tensors
+        grad_x, grad_weight_C, grad_bias_C = torch.ops.aten.native_batch_norm_backward(
+            grads[0], x, weight_C, mean_C, var_C, None, None, False, ctx.eps, [True, True, True]
+        )
+        sums = torch.stack([grad_bias_C, grad_weight_C]).double()
+        dist.all_reduce(sums)
+        through_mean_C, through_deviation_C = (sums / total).to(weight_C.dtype)
+        # d x = scale (d y - mean of d y - normalized x * mean of d y * normalized x); the first term is there
+        deviation_C = torch.rsqrt(var_C + ctx.eps)
+        slope_C = -weight_C * deviation_C.square() * through_deviation_C
+        offset_C = -weight_C * deviation_C * through_mean_C - mean_C * slope_C
         shape = (1, -1, *([1] * (x.dim() - 2)))
-        return (x * scale_C.reshape(shape) + shift_C.reshape(shape)).to(x.dtype)
+        grad_x.addcmul_(x, slope_C.reshape(shape).to(x.dtype)).add_(offset_C.reshape(shape).to(x.dtype))
+        return grad_x, grad_weight_C, grad_bias_C, None, None, None, None
 
 
 class GroupNorm(nn.GroupNorm):
