@@ -171,12 +171,12 @@ WINDOW = 128
 
 
 def shakespeare(data: Path) -> Arrays:
-    """Windows of 129 characters, 256 apart."""
+    """Windows of 129 characters, 128 apart."""
     text = (data / "tiny_shakespeare.txt").read_text()
     text = text[: len(text) * 9 // 10]
     code = {character: number for number, character in enumerate(sorted(set(text)), start=1)}
     tokens = np.array([code[c] for c in text], np.int64)
-    windows = np.lib.stride_tricks.sliding_window_view(tokens, WINDOW + 1)[::256]
+    windows = np.lib.stride_tricks.sliding_window_view(tokens, WINDOW + 1)[::128]
     return {"tokens": windows.copy(), "target": np.zeros(len(windows), np.int64)}
 
 
@@ -235,7 +235,7 @@ WORKS: dict[str, Work] = {
     ),
     "text": Work(
         {"kind": "text_generator", "width": 128, "layers": 2, "heads": 4},
-        {"train": "tiny_shakespeare.txt", "validation": 0.1, "window": WINDOW, "stride": 256, "tokens": "characters"},
+        {"train": "tiny_shakespeare.txt", "validation": 0.1, "window": WINDOW, "stride": 128, "tokens": "characters"},
         shakespeare,
         Transformer,
         rows=32,
