@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,35 @@ def test_two_workers_train_as_one(tmp_path: Path) -> None:
         for found, record in zip(first_history, figures(alone.history), strict=True):
             assert found == pytest.approx(record, rel=1e-4), name
         torch.testing.assert_close(norms, alone.norms_E2L, rtol=1e-4, atol=1e-5, msg=name)
+
+
+BUDGET: dict[str, Any] = {"early_stopping": {"rule": "time", "budget_s": 0.2}, "optimization": {"max_epochs": 2000}}
+
+
+def by_another_clock(workers: Workers) -> list[tuple[dict[str, Tensor], list[Record]]]:
+    """Until the time is up, where the second worker's clock is an hour ahead and five times as fast; then for as many
+    epochs by clocks that agree.
+    """
+    real, began = time.perf_counter, time.perf_counter()
+    if workers.rank == 1:
+        time.perf_counter = lambda: began + 3600 + 5 * (real() - began)
+    state = train(job_for(TABLE, **BUDGET), TABLE, workers=workers)
+    time.perf_counter = real
+    job = job_for(TABLE, optimization=BUDGET["optimization"])
+    again = train(job, TABLE, epochs=len(state.history), workers=workers)
+    return [(weights(each), each.history) for each in (state, again)]
+
+
+def test_clocks_that_differ_change_nothing(tmp_path: Path) -> None:
+    """By its own clock the second worker would stop after a fifth of the epochs."""
+    first, second = run_on_workers(by_another_clock, 2, tmp_path)
+    for (weights_1, history_1), (weights_2, history_2) in zip(first, second, strict=True):
+        assert history_1 == history_2
+        assert_same_bits(weights_1, weights_2)
+    seconds = [record["seconds"] for record in first[0][1]]
+    assert sum(seconds[:-1]) < BUDGET["early_stopping"]["budget_s"] <= sum(seconds)
+    assert_same_bits(first[0][0], first[1][0])
+    assert figures(first[0][1]) == figures(first[1][1])
 
 
 def test_a_loss_that_is_not_finite_ends_the_run() -> None:
