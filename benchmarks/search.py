@@ -21,7 +21,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -362,15 +361,12 @@ CONTESTANTS = {
 
 def run(name: str, data: Path) -> dict[str, float]:
     """One search in a process of its own."""
+    from throughput import told_by
+
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, str(data), "--as", CONTESTANTS[name].__name__, "--folder", folder]
         env = os.environ | {"OMP_NUM_THREADS": "1", "RAY_AIR_NEW_OUTPUT": "0", "RAYNN_REPORT": "off"}
-        started = time.perf_counter()
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-        seconds = time.perf_counter() - started
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
-    told = json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))
+        told, seconds = told_by(command, env)
     return {"seconds": seconds, **told}
 
 

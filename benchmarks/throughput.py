@@ -91,12 +91,7 @@ def run(
         if contestant.kind == "ddp":
             command = [python, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={contestant.workers}"]
             command += script
-    started = time.perf_counter()
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    total = time.perf_counter() - started
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    told = json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))
+    told, total = told_by(command, env)
     first = told.get("first_step_s") or told["seconds_to_first_step"]
     return {
         "rate": told["examples_per_second"],
@@ -105,6 +100,16 @@ def run(
         "parameters": told["parameters"],
         "accuracy": told.get("metrics", {}).get("val/accuracy", float("nan")),
     }
+
+
+def told_by(command: list[str], env: dict[str, str]) -> tuple[dict[str, Any], float]:
+    """The last JSON object that a command prints, and its seconds from start to end."""
+    started = time.perf_counter()
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    total = time.perf_counter() - started
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
+    return json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{"))), total
 
 
 def _raynn(contestant: Contestant, work: str, data: Path, folder: Path, seed: int) -> list[str]:

@@ -94,19 +94,18 @@ def reason_to_leave(
     return left if min(num_held, resources.max_workers) > workers else None
 
 
-UNUSED = ("DatasetsCallback", "PlacementGroupCleanerCallback")  # each a process that the first step would wait for
-
-
 class Group(TorchTrainer):  # type: ignore[misc]
     """Ray's trainer without what raynn does not use and each start of a group would wait for: a process that deals out
     data sets, of which there are none, as the workers take their own rows (3 to 5 s), and one that frees the workers'
-    room should the controller be killed, after which the command ends and Ray frees it. And it can be interrupted at
-    any time: Ray asks the controller to end, which hears nothing while it waits for nodes.
+    room should the controller be killed, but in a search: any other command ends then, and Ray frees it. And it can be
+    interrupted at any time: Ray asks the controller to end, which hears nothing while it waits for nodes.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks: list[Any] = super()._create_default_callbacks()
-        return [callback for callback in callbacks if type(callback).__name__ not in UNUSED]
+        searches = self.train_loop_config["gate"] is not None
+        unused = {"DatasetsCallback"} if searches else {"DatasetsCallback", "PlacementGroupCleanerCallback"}
+        return [callback for callback in callbacks if type(callback).__name__ not in unused]
 
     def _register_sigint_handler(self, controller: Any) -> None:
         def end(*_: object) -> None:
