@@ -151,7 +151,7 @@ def _timed(
             break
         once_s = step_s(size, 1)  # the first of its size warms up, and is timed only where there is no time for more
         left_s = budget_s - (time.perf_counter() - started)
-        repeats = min(STEPS, int(left_s / 3 / once_s), rows.num_rows // size)
+        repeats = min(STEPS, int(max(0.0, left_s) / 3 / once_s), rows.num_rows // size)
         points.append((size, min(once_s, step_s(size, repeats)) if repeats else once_s))
     return Compute(tuple(points))
 
