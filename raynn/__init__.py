@@ -41,6 +41,7 @@ and dashboard.
     mnist1d.py         ten shapes hidden in noise
     corpora.py         Python's standard library as text
     catalog.py         named data sets that need no download
+    azure.py           Azure's storage by the keys of its own tools
     fragments.py       what one task reads of a source: each format, read as a table
     sources.py         WHERE data come from: files found and cut into fragments
     folder.py          the run folder: claimed, described, found again

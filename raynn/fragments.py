@@ -19,6 +19,7 @@ import pyarrow.json
 import pyarrow.parquet
 from pyarrow.fs import FileSystem, FSSpecHandler, LocalFileSystem, PyFileSystem
 
+from raynn.azure import open_azure
 from raynn.catalog import load_dataset
 from raynn.errors import DataError, did_you_mean
 
@@ -114,6 +115,8 @@ def open_file_system(url: str) -> tuple[Any, str]:
     """The file system of a URL, pyarrow's (s3, gs, abfs, file, ...) or else fsspec's, and the path in it."""
     if not url:
         return LocalFileSystem(), ""
+    if (azure := open_azure(url)) is not None:
+        return azure
     try:
         file_system, path = FileSystem.from_uri(url)
     except pa.ArrowInvalid:

@@ -1,9 +1,10 @@
-"""A function run by several gloo processes on this machine."""
+"""A function run by several gloo processes on this machine, and what commands that tests start run in."""
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from raynn.collectives import Workers
 
 def run_on_workers(function: Callable[..., Any], count: int, folder: Path, *arguments: Any) -> list[Any]:
     """What `function(workers, *arguments)` returned in each of `count` processes, in rank order."""
-    mp.spawn(_work, (function, count, folder, arguments), nprocs=count)
+    # forked from a process that has torch loaded, which spawned ones would each spend seconds on
+    mp.set_forkserver_preload(["torch.distributed", "raynn.loop"])
+    mp.start_processes(_work, (function, count, folder, arguments), nprocs=count, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt") for rank in range(count)]
 
 
@@ -30,3 +33,13 @@ def _work(rank: int, function: Callable[..., Any], count: int, folder: Path, arg
 def hears_interruptions() -> None:
     """Run in a child before its program: what a shell starts in the background is deaf to Ctrl-C, its children too."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def slowly(environment: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """An environment in which each epoch takes a moment, so that a run can be killed between two of them."""
+    folder.mkdir(exist_ok=True)
+    # a checkpoint is flushed to the disk file by file
+    (folder / "sitecustomize.py").write_text(
+        "import os, time\nflush = os.fsync\nos.fsync = lambda handle: (flush(handle), time.sleep(0.2))[0]\n"
+    )
+    return {**environment, "PYTHONPATH": os.pathsep.join([str(folder), environment.get("PYTHONPATH", "")])}

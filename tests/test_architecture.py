@@ -51,6 +51,7 @@ PLAIN = (  # these load neither torch nor ray, not even through what they import
     "mnist1d",
     "corpora",
     "catalog",
+    "azure",
     "fragments",
     "sources",
     "folder",

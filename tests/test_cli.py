@@ -337,7 +337,7 @@ def test_help_has_status_0(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_ctrl_c_prints_the_line_that_resumes(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    overrides = ["network={kind: feedforward, hidden: [8]}", "optimization.max_epochs=200", "early_stopping.rule=none"]
+    overrides = ["network={kind: feedforward, hidden: [8]}", "optimization.max_epochs=100", "early_stopping.rule=none"]
     arguments = ["train", "job.yaml", *overrides]
     process = subprocess.Popen(
         [sys.executable, "-m", "raynn", *arguments],
@@ -362,10 +362,10 @@ def test_ctrl_c_prints_the_line_that_resumes(desk: Path, capsys: pytest.CaptureF
     assert shlex.split(line) == ["raynn", *arguments, "resume=true"]
     assert not (desk / "runs" / "job" / "result.json").exists()
     before = metrics.read_text().splitlines()
-    assert 2 <= len(before) < 200
+    assert 2 <= len(before) < 100
 
     answer = answered(capsys, *shlex.split(line)[1:])
-    assert (answer["run"], answer["epochs"]) == (str(desk / "runs" / "job"), 200)
+    assert (answer["run"], answer["epochs"]) == (str(desk / "runs" / "job"), 100)
     assert metrics.read_text().splitlines()[: len(before)] == before
     straight = answered(capsys, *arguments)
     assert straight["name"] == "job-2"

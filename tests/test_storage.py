@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from processes import slowly
 from s3 import Bucket, Line, environment
 
 from raynn import storage, training
@@ -152,7 +152,9 @@ def test_killed_and_resumed(bucket: Bucket, tmp_path: Path, straight: Path, else
     job_file = tmp_path / "job.yaml"
     job_file.write_text(job_at(bucket.url("runs"), optimization=LONG).to_yaml())
     command = [sys.executable, "-m", "raynn", "train", str(job_file), "--quiet"]
-    process = subprocess.Popen(command, env=slowly(tmp_path / "a"), stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, env=slowly(environment(tmp_path / "a"), tmp_path / "slow"), stdout=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 120
     while len(losses(bucket.read("runs/digits/metrics.jsonl"))) < 3:
         assert process.poll() is None, "the run ended before it could be killed"
@@ -167,18 +169,6 @@ def test_killed_and_resumed(bucket: Bucket, tmp_path: Path, straight: Path, else
     assert losses(bucket.read("runs/digits/metrics.jsonl")) == losses((straight / "metrics.jsonl").read_bytes())
     results = [json.loads(text) for text in (bucket.read("runs/digits/result.json") or b"", straight_result(straight))]
     assert results[0]["metrics"] == results[1]["metrics"]
-
-
-def slowly(cache: Path) -> dict[str, str]:
-    """An environment in which each epoch takes a moment, so that a run can be killed between two of them."""
-    path = cache.parent / "slow"
-    path.mkdir(exist_ok=True)
-    # a checkpoint is flushed to the disk file by file
-    (path / "sitecustomize.py").write_text(
-        "import os, time\nflush = os.fsync\nos.fsync = lambda handle: (flush(handle), time.sleep(0.2))[0]\n"
-    )
-    found = environment(cache)
-    return {**found, "PYTHONPATH": os.pathsep.join([str(path), found.get("PYTHONPATH", "")])}
 
 
 def straight_result(run: Path) -> bytes:
