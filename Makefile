@@ -25,7 +25,7 @@ train: .venv/.installed
 
 # Tests of one process first, two at a time; those that start a Ray cluster then have the machine to themselves.
 test: .venv/.installed
-	.venv/bin/pytest -n 2 -m 'not cluster and not slow and not gpu'
+	.venv/bin/pytest -n 2 --dist loadscope -m 'not cluster and not slow and not gpu'
 	.venv/bin/pytest -m 'cluster and not slow and not gpu'
 
 # Timed, and therefore no test; LIGHTNING names the Python of an environment that has it.
