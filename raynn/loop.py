@@ -29,7 +29,7 @@ from raynn.gradients import Share, add_gradient, precision, reshape_gradient
 from raynn.job import Job
 from raynn.mixing import mixed
 from raynn.networks import NETWORKS
-from raynn.networks.layers import GlobalBatchNorm
+from raynn.networks.normalization import GlobalBatchNorm
 from raynn.norms import with_epoch
 from raynn.objectives import with_split
 from raynn.optimization import build_optimizer, learning_rate, plateau_reductions, set_rates

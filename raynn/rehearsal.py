@@ -23,7 +23,7 @@ from raynn.gradients import training_losses
 from raynn.job import Job
 from raynn.lanes import Lanes
 from raynn.loop import STEPS_BETWEEN_CHECKS, TrainingState, train_epochs
-from raynn.networks.layers import GlobalBatchNorm
+from raynn.networks.normalization import GlobalBatchNorm
 from raynn.placement import Residence
 from raynn.preprocessing import Preprocessing
 from raynn.scaling import Compute, Traffic

@@ -28,20 +28,15 @@ class Browser:
         read_there, self._write = os.pipe()
         self._read, write_there = os.pipe()
 
-        def as_three_and_four() -> None:
-            # above 4 first, so that neither overwrites the other
-            spare = [os.dup(read_there), os.dup(write_there)]
-            high = [os.dup2(fd, 60 + i) for i, fd in enumerate(spare)]
-            os.dup2(high[0], 3)
-            os.dup2(high[1], 4)
-
+        # it wants them as 3 and 4; the shell moves them, as code between fork and exec may wait forever for a lock
+        as_three_and_four = f'exec "$@" 3<&{read_there} 4>&{write_there}'
+        command = [CHROMIUM, *SWITCHES, *QUIET, "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"]
         self._process = subprocess.Popen(
-            [CHROMIUM, *SWITCHES, *QUIET, "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"],
+            ["bash", "-c", as_three_and_four, "bash", *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            close_fds=False,
-            preexec_fn=as_three_and_four,
+            pass_fds=(read_there, write_there),
         )
         os.close(read_there)
         os.close(write_there)

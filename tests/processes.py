@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,9 +29,8 @@ def _work(rank: int, function: Callable[..., Any], count: int, folder: Path, arg
     dist.destroy_process_group()
 
 
-def hears_interruptions() -> None:
-    """Run in a child before its program: what a shell starts in the background is deaf to Ctrl-C, its children too."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+# In front of a command: what a shell starts in the background is deaf to Ctrl-C, its children too.
+HEARS_INTERRUPTIONS = ("env", "--default-signal=INT")
 
 
 def slowly(environment: Mapping[str, str], folder: Path) -> dict[str, str]:

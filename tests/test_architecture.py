@@ -112,6 +112,7 @@ ORDER = (
     "optimization",
     "evaluation",
     "networks.layers",
+    "networks.normalization",
     "networks.inputs",
     "networks.feedforward",
     "networks.cnn",

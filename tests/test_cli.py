@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from processes import hears_interruptions
+from processes import HEARS_INTERRUPTIONS
 from walks import walks
 
 from raynn.cli import main
@@ -340,11 +340,10 @@ def test_ctrl_c_prints_the_line_that_resumes(desk: Path, capsys: pytest.CaptureF
     overrides = ["network={kind: feedforward, hidden: [8]}", "optimization.max_epochs=100", "early_stopping.rule=none"]
     arguments = ["train", "job.yaml", *overrides]
     process = subprocess.Popen(
-        [sys.executable, "-m", "raynn", *arguments],
+        [*HEARS_INTERRUPTIONS, sys.executable, "-m", "raynn", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=hears_interruptions,
     )
     metrics = desk / "runs" / "job" / "metrics.jsonl"
     deadline = time.monotonic() + 60

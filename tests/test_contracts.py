@@ -30,11 +30,22 @@ from contracts import (
 import raynn.networks
 from raynn.metrics import Task
 from raynn.networks import NETWORKS
-from raynn.networks.layers import GlobalBatchNorm
+from raynn.networks.normalization import GlobalBatchNorm
 from raynn.penalties import decayed_and_exempt
 
 PARTS = {  # files of the folder that hold no network
-    *("__init__", "drawing", "flow_matching", "forecasting", "inputs", "layers", "pixels", "recurrent", "transformer"),
+    *(
+        "__init__",
+        "drawing",
+        "flow_matching",
+        "forecasting",
+        "inputs",
+        "layers",
+        "normalization",
+        "pixels",
+        "recurrent",
+        "transformer",
+    ),
     *("unet", "vae", "zoneout"),
 }
 # With settings that are not made small for tests: what the defaults start from.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from raynn.dropout import AlphaDropout, Dropout, LockedDropout, PositionDropout, StochasticDepth, set_strengths
 from raynn.gradients import clip_gradient_norm
-from raynn.networks.layers import GlobalBatchNorm
+from raynn.networks.normalization import GlobalBatchNorm
 from raynn.penalties import decayed_and_exempt
 from raynn.randomness import row_keys
 from raynn.regularization import RegularizationSettings

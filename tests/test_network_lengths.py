@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from raynn.networks import NETWORKS
 from raynn.networks.cnn import Pool
-from raynn.networks.layers import GlobalBatchNorm, group_norm, pooled_over_steps, steps_within
+from raynn.networks.layers import pooled_over_steps, steps_within
+from raynn.networks.normalization import GlobalBatchNorm, group_norm
 from raynn.preprocessing import InputSpec
 from raynn.regularization import RegularizationSettings
 

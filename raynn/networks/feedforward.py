@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from raynn.dropout import AlphaDropout, Dropout, StochasticDepth
 from raynn.mixing import MixingPoint
 from raynn.networks.inputs import Batch, ImageNormalization, TableEmbedding, TokenEmbedding
-from raynn.networks.layers import ACTIVATIONS, Activation, GlobalBatchNorm, pooled_over_steps, steps_within
+from raynn.networks.layers import ACTIVATIONS, Activation, pooled_over_steps, steps_within
+from raynn.networks.normalization import GlobalBatchNorm
 from raynn.preprocessing import InputSpec
 from raynn.regularization import RegularizationSettings
 from raynn.settings import Settings

@@ -1,5 +1,5 @@
-"""Layers that several network types share: activations, normalizations that agree between worker counts, and what it
-takes to be blind to the padding behind a short sequence.
+"""What several network types share: activations, the layout of images, and what it takes to be blind to the padding
+behind a short sequence.
 
 Shapes: B rows, C channels, H features, T steps, ... any number of spatial axes.
 """
@@ -7,13 +7,10 @@ Shapes: B rows, C channels, H features, T steps, ... any number of spatial axes.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 Activation = Literal["relu", "gelu", "silu", "tanh", "selu"]
 
@@ -26,121 +23,15 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-class GlobalBatchNorm(nn.Module):
-    """Batch normalization (Ioffe & Szegedy 2015, algorithm 1) over the global batch, whatever the number of workers.
+def channels_last(x_BCHW: Tensor) -> Tensor:
+    """The same maps, a pixel's channels side by side: the layout that tensor cores want and, on a CPU, the quicker one.
 
-    Mean and variance are those of all workers' rows, each worker counting as many rows as it has; on a CPU too, where
-    torch's SyncBatchNorm does not run. Of sequences whose lengths differ only the steps that are there count.
+    Of one channel, too, whose memory is the same in both layouts: a convolution tells by its strides which one is
+    meant, and all that follows has the layout of its output.
     """
-
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, num_channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
-        super().__init__()
-        self.eps, self.momentum = eps, momentum
-        self.weight = nn.Parameter(torch.ones(num_channels))
-        self.bias = nn.Parameter(torch.zeros(num_channels))
-        self.register_buffer("running_mean", torch.zeros(num_channels))
-        self.register_buffer("running_var", torch.ones(num_channels))
-
-    def forward(self, x: Tensor, within_B1T: Tensor | None = None) -> Tensor:
-        """Normalized `x` [B, C, ...]; of steps outside `within_B1T` nothing is promised."""
-        if within_B1T is not None and self.training:
-            # the steps that are there as rows of their own: the same bits whatever the padding, and on a CPU 0.75 times
-            # the time of sums over masked maps (64 x 64 channels x 256 steps, half of them there: 31 and 41 ms)
-            within_BT = within_B1T.squeeze(1)
-            x_SC = self(x.transpose(1, 2)[within_BT])
-            y_BTC = x_SC.new_zeros(*within_BT.shape, x.shape[1])
-            y_BTC[within_BT] = x_SC
-            return y_BTC.transpose(1, 2)
-        if not self.training or not (dist.is_initialized() and dist.get_world_size() > 1):
-            return F.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
-            )
-        with torch.no_grad():
-            mean_C, var_C, total = _over_workers(x)
-            self.running_mean.lerp_(mean_C.to(self.weight.dtype), self.momentum)
-            self.running_var.lerp_((var_C * (total / (total - 1))).to(self.weight.dtype), self.momentum)
-        normalized: Tensor = _Normalized.apply(x, self.weight, self.bias, mean_C, var_C, total, self.eps)  # type: ignore[no-untyped-call]
-        return normalized
-
-
-def _over_workers(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and variance [C] of `x` [B, C, ...] over all workers' rows and steps, and their number [1], in float64."""
-    mean_C, var_C = torch.batch_norm_update_stats(x if x.dtype == torch.float64 else x.float(), None, None, 0.0)
-    mean_C, var_C = mean_C.double(), var_C.double()
-    count = torch.full_like(mean_C[:1], x.numel() // x.shape[1])
-    # in float64, so that E[x^2] - E[x]^2 of the workers' own statistics loses nothing that float32 could hold
-    sums = torch.cat([count * mean_C, count * (var_C + mean_C**2), count])
-    dist.all_reduce(sums)
-    mean_C, square_C = (sums[:-1] / sums[-1]).chunk(2)
-    return mean_C, square_C - mean_C**2, sums[-1:]
-
-
-class _Normalized(torch.autograd.Function):
-    """x normalized by statistics of all workers' rows; the gradient knows that these depend on x (Ioffe & Szegedy 2015,
-    section 3), on every worker's. By torch's own kernels, which read x once: 2 to 3 times as fast as sums and products.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight_C: Tensor,
-        bias_C: Tensor,
-        mean_C: Tensor,
-        var_C: Tensor,
-        total: Tensor,
-        eps: float,
-    ) -> Tensor:
-        """`x` [B, C, ...] of any floating type, the others [C]."""
-        mean_C, var_C = mean_C.to(weight_C.dtype), var_C.to(weight_C.dtype)
-        ctx.save_for_backward(x, weight_C, mean_C, var_C, total)
-        ctx.eps = eps
-        return F.batch_norm(x, mean_C, var_C, weight_C, bias_C, False, 0.0, eps)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Of x, and this worker's part of the gradients of weight and bias."""
-        x, weight_C, mean_C, var_C, total = ctx.saved_tensors
-        grad_x, grad_weight_C, grad_bias_C = torch.ops.aten.native_batch_norm_backward(
-            grads[0], x, weight_C, mean_C, var_C, None, None, False, ctx.eps, [True, True, True]
-        )
-        sums = torch.stack([grad_bias_C, grad_weight_C]).double()
-        dist.all_reduce(sums)
-        through_mean_C, through_deviation_C = (sums / total).to(weight_C.dtype)
-        # d x = scale (d y - mean of d y - normalized x * mean of d y * normalized x); the first term is there
-        deviation_C = torch.rsqrt(var_C + ctx.eps)
-        slope_C = -weight_C * deviation_C.square() * through_deviation_C
-        offset_C = -weight_C * deviation_C * through_mean_C - mean_C * slope_C
-        shape = (1, -1, *([1] * (x.dim() - 2)))
-        grad_x.addcmul_(x, slope_C.reshape(shape).to(x.dtype)).add_(offset_C.reshape(shape).to(x.dtype))
-        return grad_x, grad_weight_C, grad_bias_C, None, None, None, None
-
-
-class GroupNorm(nn.GroupNorm):
-    """Group normalization (Wu & He 2018, eq. 1), of sequences whose lengths differ over the steps that are there."""
-
-    def forward(self, x: Tensor, within_B1T: Tensor | None = None) -> Tensor:
-        """Normalized `x` [B, C, ...]; of steps outside `within_B1T` nothing is promised."""
-        if within_B1T is None:
-            return super().forward(x)
-        x_BGCT = x.to(self.weight.dtype).unflatten(1, (self.num_groups, -1))
-        within_B11T = within_B1T[:, None]
-        count_B1 = within_B1T.sum((1, 2))[:, None] * x_BGCT.shape[2]
-        mean_BG = (x_BGCT * within_B11T).sum((2, 3)) / count_B1
-        centered_BGCT = (x_BGCT - mean_BG[:, :, None, None]) * within_B11T
-        var_BG = centered_BGCT.square().sum((2, 3)) / count_B1
-        scaled_BCT = (centered_BGCT * torch.rsqrt(var_BG + self.eps)[:, :, None, None]).flatten(1, 2)
-        return (scaled_BCT * self.weight[:, None] + self.bias[:, None]).to(x.dtype)
-
-
-def group_norm(num_channels: int) -> GroupNorm:
-    """Group normalization with the most groups, up to 8, of at least 4 channels each."""
-    groups = max(g for g in range(1, 9) if num_channels % g == 0 and (g == 1 or num_channels // g >= 4))
-    return GroupNorm(groups, num_channels)
+    if x_BCHW.shape[1] == 1:
+        return x_BCHW.contiguous().squeeze(1)[..., None].movedim(-1, 1)
+    return x_BCHW.contiguous(memory_format=torch.channels_last)
 
 
 def exactly(x: Tensor) -> AbstractContextManager[object]:

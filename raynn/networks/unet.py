@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raynn.dropout import Dropout
+from raynn.networks.layers import channels_last
 from raynn.settings import Settings
 
 Width = Annotated[int, Field(ge=1)]
@@ -158,8 +159,7 @@ class UNet(nn.Module):
     def forward(self, x_BCHW: Tensor, condition_BE: Tensor, key_B: Tensor | None = None) -> Tensor:
         """Maps [B, C, H, W]."""
         size = x_BCHW.shape[-2], x_BCHW.shape[-1]
-        # channels_last: 1.3 to 1.5 times the speed of the plain layout on a CPU, and what tensor cores want
-        h_BCHW = self.stem(to_patches(x_BCHW, self.patch).contiguous(memory_format=torch.channels_last))
+        h_BCHW = self.stem(channels_last(to_patches(x_BCHW, self.patch)))
         condition_BE = F.silu(condition_BE)
         skips = []
         for stage, blocks in enumerate(self.down):

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from raynn.errors import JobError
 from raynn.networks.drawing import ImageGenerator
 from raynn.networks.inputs import ImageNormalization
+from raynn.networks.layers import channels_last
 from raynn.networks.pixels import DiscretizedLogistics
 from raynn.networks.unet import (
     Downsample,
@@ -96,7 +97,7 @@ class LatentBlock(nn.Module):
             divergence_BZHW = 0.5 * (mean_BZHW**2 + (2 * log_std_BZHW).exp() - 1) - log_std_BZHW
             divergence_B = divergence_BZHW.flatten(1).sum(1)
             noise_BZHW = mean_BZHW + log_std_BZHW.exp() * noise_BZHW
-        noise_BZHW = noise_BZHW.to(x_BCHW.dtype).contiguous(memory_format=torch.channels_last)
+        noise_BZHW = channels_last(noise_BZHW.to(x_BCHW.dtype))
         return self.block(x_BCHW + self.inject(noise_BZHW), None, key_B), divergence_B
 
 
@@ -179,8 +180,7 @@ class Vae(ImageGenerator):
     def encode(self, image_BCHW: Tensor, key_B: Tensor | None = None) -> list[Tensor]:
         """The encoder's last map of each stage [B, C, H, W], the largest first."""
         patches_BCHW = to_patches(self.image(image_BCHW), self.patch)
-        # channels_last: 1.3 to 1.5 times the speed of the plain layout on a CPU, and what tensor cores want
-        x_BCHW = self.stem(patches_BCHW.contiguous(memory_format=torch.channels_last))
+        x_BCHW = self.stem(channels_last(patches_BCHW))
         seen = []
         for stage, blocks in enumerate(self.encoder):
             x_BCHW = self.halve[stage - 1](x_BCHW) if stage else x_BCHW
@@ -195,7 +195,7 @@ class Vae(ImageGenerator):
         x_BCHW = self.start_CHW.expand(key_B.shape[0], -1, -1, -1)
         if self.label is not None:
             x_BCHW = x_BCHW + self.label(class_B)[:, :, None, None]
-        x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
+        x_BCHW = channels_last(x_BCHW)
         divergences: list[Tensor] = []
         nothing: list[Tensor | None] = [None] * len(self.decoder)
         for stage, seen_BCHW in zip(self.decoder, seen[::-1] if seen else nothing, strict=True):

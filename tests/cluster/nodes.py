@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+from processes import HEARS_INTERRUPTIONS
 from ray.cluster_utils import Cluster
 
 from raynn.cluster import descendants
@@ -84,11 +84,20 @@ class Training:
         self.log = folder.with_name(f"{folder.name}.log")  # not in the folder, which may be full
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*at, sys.executable, "-m", "raynn", "train", str(job_file), "--quiet", *overrides],
+                [
+                    *HEARS_INTERRUPTIONS,
+                    *at,
+                    sys.executable,
+                    "-m",
+                    "raynn",
+                    "train",
+                    str(job_file),
+                    "--quiet",
+                    *overrides,
+                ],
                 env=environment | {"OMP_NUM_THREADS": "1"} | more,
                 stdout=log,
                 stderr=log,
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
         self.begun.append(self)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from nodes import Training, command_line
-from processes import hears_interruptions
+from processes import HEARS_INTERRUPTIONS
 
 from raynn.checkpoint import load_newest
 from raynn.cluster import descendants
@@ -120,10 +120,8 @@ def test_interrupted_on_ray(tmp_path: Path) -> None:
     job_file = tmp_path / "job.yaml"
     overrides = ["optimization.max_epochs=500", "resources.workers=2"]
     job_file.write_text(Job.from_dict(JOB | {"storage": str(tmp_path)}, overrides).to_yaml())
-    command = [sys.executable, "-m", "raynn", "train", str(job_file)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=hears_interruptions
-    )
+    command = [*HEARS_INTERRUPTIONS, sys.executable, "-m", "raynn", "train", str(job_file)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     wait_for_epochs(tmp_path / "digits" / "metrics.jsonl", 3)
     below = descendants(process.pid)
     assert below, "no Ray process was started"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from processes import hears_interruptions
+from processes import HEARS_INTERRUPTIONS
 
 ROOT = Path(__file__).parents[2]
 KEY = "0123456789abcdef0123456789abcdef01234567"  # of no one
@@ -114,12 +114,11 @@ def test_left_alone_stopped_and_continued(far: Cluster) -> None:
     def interrupted(*more: str) -> tuple[int, str]:
         with said.open("wb") as errors:
             process = subprocess.Popen(
-                far.command(*long, *more),
+                [*HEARS_INTERRUPTIONS, *far.command(*long, *more)],
                 cwd=far.clone,
                 env=far.user,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
-                preexec_fn=hears_interruptions,
             )
         try:
             wait_for(lambda: "is on its way" in said.read_text() and any(checkpoints.glob("epoch-*")))

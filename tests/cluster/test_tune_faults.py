@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import hears_interruptions
+from processes import HEARS_INTERRUPTIONS
 from test_faults import command_line
 
 from raynn.cluster import descendants
@@ -137,10 +137,8 @@ def test_killed_three_times_ten_times_in_a_row(tmp_path: Path) -> None:
 def test_ctrl_c_saves_everything_and_says_how_to_go_on(tmp_path: Path) -> None:
     job_file = tmp_path / "job.yaml"
     job_file.write_text(Job.from_dict(JOB | {"storage": str(tmp_path)}, ["search.trials=500"]).to_yaml())
-    command = [sys.executable, "-m", "raynn", "tune", str(job_file)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=hears_interruptions
-    )
+    command = [*HEARS_INTERRUPTIONS, sys.executable, "-m", "raynn", "tune", str(job_file)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     wait_for_lines(tmp_path / "digits" / "search.jsonl", 12, process)
     below = descendants(process.pid)
     process.send_signal(signal.SIGINT)
