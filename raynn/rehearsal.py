@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from raynn.allocator import keep_freed_memory
 from raynn.batches import TrainingShard
 from raynn.collectives import Workers
 from raynn.encoded import Encoded, itself
@@ -98,6 +99,8 @@ def rehearse(
     """
     wants_gpu = job.resources.gpus_per_worker != 0 and torch.cuda.is_available()
     workers = Workers(device=torch.device("cuda" if wants_gpu else "cpu"))
+    if not wants_gpu:
+        keep_freed_memory()
     threads = torch.get_num_threads()
     torch.set_num_threads(job.resources.cpus_per_worker or threads)
     try:

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from raynn.allocator import keep_freed_memory
 from raynn.batches import TrainingShard
 from raynn.checkpoint import load_newest, save_checkpoint, save_tensors
 from raynn.collectives import Workers
@@ -80,6 +81,8 @@ def run_training(
     Raises:
         TrainingError: a loss that is not finite; the message names the last good checkpoint.
     """
+    if workers.device.type == "cpu":
+        keep_freed_memory()
     job, folder = assignment.job, Path(assignment.folder)
     checkpoints = folder / "checkpoints"
     state = _resumed(job, assignment.preprocessing, workers, checkpoints)

@@ -146,6 +146,7 @@ ORDER = (
     "batches",
     "gradients",
     "refit",
+    "allocator",
     "loop",
     "training",
     "placement",
