@@ -4,8 +4,8 @@ The verbs are the commands': `Job.load(path)`, `train(job)`, `tune(job)`, `evalu
 They load PyTorch and Ray when first used; `import raynn` alone loads neither.
 
 The map of the house, from the ground up. A module imports only modules above it here; `ray` appears in probe,
-capacity, cluster, data, restarts, worker, hosts, trainer, trial, desk, tuner, upload and connection, `wandb` in sweeps
-and dashboard.
+capacity, cluster, data, controller, restarts, worker, hosts, trainer, trial, desk, tuner, upload and connection,
+`wandb` in sweeps and dashboard.
 
     errors.py          the exception tree; each message: field, value, relation, remedy
     termination.py     SIGTERM does what Ctrl-C does
@@ -124,6 +124,7 @@ and dashboard.
     capacity.py        room for a job's workers, had, waited for or impossible
     cluster.py         the Ray cluster a command works on
     data.py            the same preparation, mapped over a cluster by Ray Data
+    controller.py      what runs in Ray Train's controller
     restarts.py        how a group of workers starts anew: after a fault, elsewhere, larger
     worker.py          what each Ray Train worker runs
     outputs.py         what a run's network gives for encoded rows, and the columns of a prediction

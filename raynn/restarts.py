@@ -10,7 +10,6 @@ from __future__ import annotations
 import _thread
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -23,7 +22,7 @@ import ray
 import ray.train
 import torch
 from ray.exceptions import GetTimeoutError, RayActorError
-from ray.train.torch import TorchTrainer
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from raynn.capacity import Room
 from raynn.collectives import Workers
@@ -32,11 +31,7 @@ from raynn.resources import ResourcesSettings
 
 # An elastic group that finds less room than Ray believed tries again after so long, with as many as there are then.
 ELASTIC_START_TIMEOUT_S = 8.0
-PROCESS_GROUP_END_S = 2
 ABORT_S = 5.0  # for the controller to end its workers
-GIVEN_UP_S = 60.0  # a node that does not answer is given up long before
-CONNECTION_TIMEOUT_S = 1.0
-LOOKS_AGAIN = 20  # one a second: Ray's own look at the cluster comes every 20 s
 LOOK_EVERY_S = 5.0
 
 
@@ -94,17 +89,21 @@ def reason_to_leave(
     return left if min(num_held, resources.max_workers) > workers else None
 
 
-class Group(TorchTrainer):  # type: ignore[misc]
-    """Ray's trainer without what raynn does not use and each start of a group would wait for: a process that deals out
-    data sets, of which there are none, as the workers take their own rows (3 to 5 s), and one that frees the workers'
-    room should the controller be killed, but in a search: any other command ends then, and Ray frees it. And it can be
-    interrupted at any time: Ray asks the controller to end, which hears nothing while it waits for nodes.
+class Group(DataParallelTrainer):  # type: ignore[misc]
+    """Ray's trainer without what raynn does not use and each start of a group would wait for: torch in the controller,
+    which would load it with its own trainer's settings or with the workers' (2 s), a process that deals out data sets,
+    of which there are none, as the workers take their own rows (3 to 5 s), and one that frees the workers' room should
+    the controller be killed, but in a search: any other command ends then, and Ray frees it. And it can be interrupted
+    at any time: Ray asks the controller to end, which hears nothing while it waits for nodes.
     """
+
+    def __init__(self, work: Any, config: dict[str, Any], *, searches: bool, **more: Any) -> None:
+        self.searches = searches
+        super().__init__(work, train_loop_config={"config": ray.put(config)}, **more)
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks: list[Any] = super()._create_default_callbacks()
-        searches = self.train_loop_config["gate"] is not None
-        unused = {"DatasetsCallback"} if searches else {"DatasetsCallback", "PlacementGroupCleanerCallback"}
+        unused = {"DatasetsCallback"} if self.searches else {"DatasetsCallback", "PlacementGroupCleanerCallback"}
         return [callback for callback in callbacks if type(callback).__name__ not in unused]
 
     def _register_sigint_handler(self, controller: Any) -> None:
@@ -115,55 +114,6 @@ class Group(TorchTrainer):  # type: ignore[misc]
             sys.exit(0)
 
         signal.signal(signal.SIGINT, end)
-
-
-class FreshLook(ray.train.UserCallback):  # type: ignore[misc]
-    """Has Ray count the cluster's room anew once a worker has failed: it would count on a dead node for up to 20 s."""
-
-    def __init__(self, elastic: bool) -> None:
-        self.elastic = elastic
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """In Ray Train's controller, at each failure. Where a node does not answer, an elastic group waits until the
-        cluster has given it up: before, it would be told to be as large as it was.
-        """
-        # of the workers' process group, which one that hangs never leaves: Ray would wait for 30 s
-        os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", str(PROCESS_GROUP_END_S))
-        with suppress(Exception):
-            until = time.monotonic() + GIVEN_UP_S
-            while self.elastic and time.monotonic() < until and not all(map(_answers, alive_nodes())):
-                time.sleep(0.2)
-        look_anew()
-        threading.Thread(target=_look_again, daemon=True).start()  # a node that was killed slowly
-
-
-def _answers(node: dict[str, Any]) -> bool:
-    try:
-        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), CONNECTION_TIMEOUT_S).close()
-    except OSError:
-        return False
-    return True
-
-
-def begin_view() -> None:
-    """Has Ray begin its view of the cluster's room, a process, beside the one that would begin it and wait for it."""
-    with suppress(Exception):  # of a later Ray: then it takes longer
-        from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator
-
-        default_autoscaling_coordinator.get_or_create_autoscaling_coordinator()
-
-
-def look_anew() -> None:
-    """Has Ray Train's view of the cluster's room brought up to date, which it does by itself every 20 s."""
-    with suppress(Exception):  # not there yet, or of a later Ray: then it takes longer
-        coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
-        ray.get(coordinator.get_reserved_resources.remote("raynn", recompute=True), timeout=5)
-
-
-def _look_again() -> None:
-    for _ in range(LOOKS_AGAIN):
-        time.sleep(1.0)
-        look_anew()
 
 
 @contextmanager

@@ -258,10 +258,10 @@ def _fit(config: dict[str, Any], where: dict[str, Any], attempt: int) -> Any:
     """
     import ray.train
     from ray.train import FailureConfig, RunConfig
-    from ray.train.torch import TorchConfig
 
+    from raynn.controller import FreshLook, ProcessGroup, begin_view, look_anew
     from raynn.data import our_own
-    from raynn.restarts import ELASTIC_START_TIMEOUT_S, FreshLook, Group, Patience, begin_view, held, look_anew
+    from raynn.restarts import ELASTIC_START_TIMEOUT_S, Group, Patience, held
     from raynn.worker import train_worker
 
     room, resources = config["room"], config["assignment"].job.resources
@@ -277,8 +277,9 @@ def _fit(config: dict[str, Any], where: dict[str, Any], attempt: int) -> Any:
     tries = int(resources.wait_s / ELASTIC_START_TIMEOUT_S) if elastic else 0  # each may find less room than thought
     trainer = Group(
         train_worker,
-        train_loop_config=config,
-        torch_config=TorchConfig(timeout_s=int(resources.timeout_s)),
+        config,
+        searches=config["gate"] is not None,
+        backend_config=ProcessGroup(room.gpus > 0, resources.timeout_s),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(fewest, most) if elastic else most,
             use_gpu=room.gpus > 0,

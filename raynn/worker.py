@@ -73,13 +73,15 @@ class Gate:
         self.changed.set()
 
 
-def train_worker(config: dict[str, Any]) -> RaynnError | Left | None:
-    """The train function of Ray Train; `config` holds the assignment, the encoded blocks, those for a refit, a gate or
-    none, what a worker takes of a node, and why the group before left. Left: another group is to go on.
+def train_worker(told: dict[str, Any]) -> RaynnError | Left | None:
+    """The train function of Ray Train; `config`, which Ray's store has, holds the assignment, the encoded blocks, those
+    for a refit, a gate or none, what a worker takes of a node, and why the group before left. Left: another group is to
+    go on.
 
     An error that is the user's to mend is returned: raised, it would be tried again `max_failures` times. Every worker
     meets it at the same place, because all decide on the same numbers.
     """
+    config: dict[str, Any] = ray.get(told["config"])
     try:
         with _at_home(config["assignment"]) as assignment:
             scratch = scratch_of(assignment.job, Path(assignment.folder)) / f"worker-{_workers().rank}"

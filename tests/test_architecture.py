@@ -156,6 +156,7 @@ ORDER = (
     "capacity",
     "cluster",
     "data",
+    "controller",
     "restarts",
     "worker",
     "outputs",
@@ -196,7 +197,7 @@ ORDER = (
 )
 ROOMS = {
     "ray": {
-        *("probe", "capacity", "cluster", "data", "restarts", "worker"),
+        *("probe", "capacity", "cluster", "data", "controller", "restarts", "worker"),
         *("hosts", "trainer", "trial", "desk", "tuner", "upload", "connection"),
     },
     "wandb": {"sweeps", "dashboard"},
