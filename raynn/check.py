@@ -159,6 +159,8 @@ def check_job(path: str, overrides: Sequence[str], link: str = DEFAULT_LINK) -> 
     batch_rows = job.optimization.global_batch_size
     answer["scaling"] = _scaling(tried, over, batch_rows, lanes.count)
     size, step_s = tried.compute.points[-1]
+    # not in the model: the bandwidth of a memory that several workers share
+    apart = ", each on a machine of its own (on one together they gain less)" if tried.device == "cpu" else ""
     with_what = f"{tried.threads} thread{'s' if tried.threads > 1 else ''}" if tried.device == "cpu" else "a GPU"
     width = max(len(name) for name in columns)
     of = f" of {', '.join(map(repr, targets))}" if targets else ""
@@ -176,7 +178,8 @@ def check_job(path: str, overrides: Sequence[str], link: str = DEFAULT_LINK) -> 
         str(residence),
         _weights_line(job, *share),
         str(tried.memory),
-        f"a step of {size} rows takes {1000 * step_s:.3g} ms here, with {with_what}; how many workers like this help:",
+        f"a step of {size} rows takes {1000 * step_s:.3g} ms here, with {with_what}",
+        f"how many workers like this help{apart}:",
         *scaling_lines(tried.compute, tried.traffic, over, batch_rows, lanes.count),
         f"nothing would stop it; next: {shlex.join(['raynn', 'train', path, *overrides])}",
     ]

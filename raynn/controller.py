@@ -60,8 +60,10 @@ class Meeting(Backend):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: ProcessGroup) -> None:
         """All workers are there."""
         address, port = worker_group.execute_single(0, _address_and_port)
+        asked_at = time.time()
+        ahead_s = worker_group.execute_single(0, time.time) - (asked_at + time.time()) / 2
         count = len(worker_group)
-        meet = (_backend(backend_config.on_gpus), f"tcp://{address}:{port}", count, backend_config.timeout_s)
+        meet = (_backend(backend_config.on_gpus), f"tcp://{address}:{port}", count, backend_config.timeout_s, ahead_s)
         ray.get([worker_group.execute_single_async(rank, _join, rank, *meet) for rank in range(count)])
 
     def on_shutdown(self, worker_group: Any, backend_config: ProcessGroup) -> None:
@@ -83,8 +85,14 @@ def _address_and_port() -> tuple[str, int]:
         return f"[{address}]" if version_6 else address, int(probe.getsockname()[1])
 
 
-def _join(rank: int, backend: str, place: str, count: int, timeout_s: float) -> None:
+# In a worker: how far the first one's clock is ahead of the command's, s. The controller is where the command is.
+clock_ahead_s = 0.0
+
+
+def _join(rank: int, backend: str, place: str, count: int, timeout_s: float, ahead_s: float) -> None:
     """In a worker."""
+    global clock_ahead_s
+    clock_ahead_s = ahead_s
     import torch.distributed as dist
 
     dist.init_process_group(backend, place, timedelta(seconds=timeout_s), count, rank)

@@ -19,6 +19,7 @@ import ray.train.torch
 import torch
 from ray.exceptions import ActorDiedError
 
+from raynn import controller
 from raynn.capacity import Room
 from raynn.collectives import Workers
 from raynn.data import fetch
@@ -83,7 +84,9 @@ def train_worker(told: dict[str, Any]) -> RaynnError | Left | None:
     """
     config: dict[str, Any] = ray.get(told["config"])
     try:
-        with _at_home(config["assignment"]) as assignment:
+        # times are told since the command began, which another machine's clock did not see
+        begun_at = config["assignment"].started_at + controller.clock_ahead_s
+        with _at_home(replace(config["assignment"], started_at=begun_at)) as assignment:
             scratch = scratch_of(assignment.job, Path(assignment.folder)) / f"worker-{_workers().rank}"
             try:
                 return _train(**config | {"assignment": assignment}, scratch=scratch)

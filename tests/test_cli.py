@@ -263,7 +263,8 @@ def test_check_says_what_a_step_holds_and_when_another_worker_stops_helping(
     assert scaling["link"]["bytes_per_s"] == pytest.approx(25e9 / 8 * 0.94)
     out, _ = printed(capsys, "check", "job.yaml")
     assert "speed-up  efficiency  (over 10 GbE; the same global batch)" in out
-    assert "1 thread; how many workers like this help:" in out
+    assert "1 thread\n" in out
+    assert "how many workers like this help, each on a machine of its own (on one together they gain less):\n" in out
     assert re.search(r"times as fast: \d+ over 1 GbE.*, \d+ over 10 GbE.*, \d+ over 100 GbE.*, \d+ over NVLink", out)
     assert "memory of a worker, about" in out
 
