@@ -29,7 +29,19 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "cluster"))
 
 from machines import NETWORK, machines
-from nodes import HEALTH, MEMORY, Training, add_node, drain, node_of, nodes, of_no_cluster, train_workers, wait_until
+from nodes import (
+    HEALTH,
+    MEMORY,
+    Training,
+    add_node,
+    drain,
+    node_of,
+    nodes,
+    of_no_cluster,
+    train_controllers,
+    train_workers,
+    wait_until,
+)
 from ray.cluster_utils import Cluster
 from wandb_server import WandbServer
 
@@ -152,6 +164,7 @@ def fixed(folder: Path, rows: dict[str, Row], n: int) -> None:
         faults: dict[str, Callable[[], None]] = {
             "worker killed": lambda: os.kill(train_workers()[-1], signal.SIGKILL),
             "checkpoint damaged": damaged,
+            "controller killed": lambda: os.kill(train_controllers()[-1], signal.SIGKILL),
             "worker hangs": lambda: os.kill(train_workers()[-1], signal.SIGSTOP),
             "node killed, a spare": node_killed,
             "node drained": drained,
@@ -215,7 +228,9 @@ def link(folder: Path, rows: dict[str, Row], n: int) -> None:
         how: dict[str, Any] = {"at": ours.within(1), "more": ours.environment | {"GLOO_SOCKET_IFNAME": "eth0"}}
         training = Training(JOB, folder / "link", head, **how)
         for _ in range(n):
-            strike(training, rows["link cut"], lambda: ours.cut(max(ours.that_train())))
+            struck = max(ours.that_train())
+            strike(training, rows["link cut"], partial(ours.cut, struck))
+            ours.switch_off(struck)  # one disk is all machines': on it, one that is cut off would go on writing
             say("link cut", rows["link cut"])
         ended(training, folder, [rows["link cut"]])
 
@@ -292,8 +307,11 @@ def tracked(folder: Path, rows: dict[str, Row], n: int) -> None:
     assert told == list(range(1, training.epochs() + 1)), "epochs that the server lacks"
 
 
-FIXED = ("worker killed", "checkpoint damaged", "worker hangs", "node killed, a spare", "node drained")
-FIXED += ("object store full, worker killed",)
+FIXED = ("worker killed", "checkpoint damaged", "controller killed", "worker hangs", "node killed, a spare")
+FIXED += (
+    "node drained",
+    "object store full, worker killed",
+)
 ELASTIC_ONES = ("node killed, elastic", "node added, elastic")
 COMMAND = ("command killed", "SIGTERM", "disk full")
 PARTS: tuple[tuple[Callable[[Path, dict[str, Row], int], None], tuple[str, ...]], ...] = (

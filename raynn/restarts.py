@@ -10,6 +10,7 @@ from __future__ import annotations
 import _thread
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -21,8 +22,10 @@ from typing import Any, Self
 import ray
 import ray.train
 import torch
+from ray._raylet import PlacementGroupID
 from ray.exceptions import GetTimeoutError, RayActorError
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.util.placement_group import PlacementGroup
 
 from raynn.capacity import Room
 from raynn.collectives import Workers
@@ -31,6 +34,7 @@ from raynn.resources import ResourcesSettings
 
 # An elastic group that finds less room than Ray believed tries again after so long, with as many as there are then.
 ELASTIC_START_TIMEOUT_S = 8.0
+ANSWER_S = 2.0  # for the head to take a connection
 ABORT_S = 5.0  # for the controller to end its workers
 LOOK_EVERY_S = 5.0
 
@@ -87,6 +91,31 @@ def reason_to_leave(
     if left.going:
         return left if num_held >= resources.min_workers else None
     return left if min(num_held, resources.max_workers) > workers else None
+
+
+@dataclass(frozen=True)
+class Leaderless:
+    """The controller of a group was killed, and its workers ended with it; the cluster is still there."""
+
+    reason: str
+
+
+def cluster_answers() -> bool:
+    """Whether the head of the cluster can be reached."""
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def free_room() -> None:
+    """Gives back what the groups of this command held whose controllers were killed: Ray would at the command's end."""
+    job = ray.get_runtime_context().get_job_id()
+    for name, group in ray.util.placement_group_table().items():
+        if name.endswith(job) and group["state"] != "REMOVED":  # an id ends with the job's
+            ray.util.remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(name))))
 
 
 class Group(DataParallelTrainer):  # type: ignore[misc]

@@ -233,24 +233,35 @@ def fit_workers(assignment: Assignment, encoded: Encoded, gate: Any = None, refi
     """
     import ray
 
-    from raynn.restarts import Left, timeouts
+    from raynn.restarts import Leaderless, Left, free_room, timeouts
 
     resources = assignment.job.resources
     room = Room.of(resources, ray.cluster_resources())
     await_room(room, resources.wait_s)  # nodes may have gone while the data were prepared
     config = {"assignment": assignment, "encoded": encoded, "refit": refit, "gate": gate, "room": room}
     outcome: Any = None
+    killed = 0
     with timeouts(resources), _ray_storage(assignment) as where:
         for attempt in count():
-            outcome = _fit(config | {"left": outcome}, where, attempt)
-            if not isinstance(outcome, Left):
+            outcome = _fit(config | {"left": outcome if isinstance(outcome, Left) else None}, where, attempt)
+            if isinstance(outcome, Leaderless):
+                killed += 1
+                if killed > resources.max_failures:
+                    raise TrainingError(
+                        f"the process that directs the workers was killed {killed} times, more often than "
+                        f"resources.max_failures = {resources.max_failures} allows ({outcome.reason}); "
+                        "what was trained is saved: resume=true"
+                    )
+                if gate is None:  # a search has a process for it, as other trials have room, too
+                    free_room()
+            elif not isinstance(outcome, Left):
                 break
     if outcome is not None:
         raise outcome
 
 
 def _fit(config: dict[str, Any], where: dict[str, Any], attempt: int) -> Any:
-    """One call of Ray Train, which keeps its own files at `where`: what the first worker returns.
+    """One call of Ray Train, which keeps its own files at `where`: what the first worker returns, or `Leaderless`.
 
     Raises:
         ResourceError: the cluster has become too small.
@@ -261,7 +272,7 @@ def _fit(config: dict[str, Any], where: dict[str, Any], attempt: int) -> Any:
 
     from raynn.controller import FreshLook, ProcessGroup, begin_view, look_anew
     from raynn.data import our_own
-    from raynn.restarts import ELASTIC_START_TIMEOUT_S, Group, Patience, held
+    from raynn.restarts import ELASTIC_START_TIMEOUT_S, Group, Leaderless, Patience, cluster_answers, held
     from raynn.worker import train_worker
 
     room, resources = config["room"], config["assignment"].job.resources
@@ -303,8 +314,10 @@ def _fit(config: dict[str, Any], where: dict[str, Any], attempt: int) -> Any:
             return trainer.fit().return_value
     except ray.train.TrainingFailedError as failure:
         raise our_own(failure) or TrainingError(f"the workers failed: {failure}") from failure
-    except ray.exceptions.RayError as error:  # of the controller, which runs where this command does: the head is lost
+    except ray.exceptions.RayError as error:  # of the controller, which runs where this command does
         text = str(error).splitlines()[0]
+        if isinstance(error, ray.exceptions.ActorDiedError) and cluster_answers():
+            return Leaderless(text)
         raise our_own(error) or TrainingError(
             f"the cluster does not answer any more ({text}); what was trained is saved: on one that does, resume=true"
         ) from error

@@ -118,15 +118,17 @@ class Machines:
             command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=400
         )
 
+    def switch_off(self, number: int) -> None:
+        """Ends every process of a machine, which says no goodbye."""
+        left = subprocess.run(["ip", "netns", "pids", f"raynn{number}"], capture_output=True, text=True, check=False)
+        for pid in left.stdout.split():
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+
     def down(self) -> None:
-        """Ends every process in the namespaces, and the network: machines that are switched off say no goodbye."""
+        """Switches all machines off, and ends the network."""
         for number in range(1, self.count + 1):
-            left = subprocess.run(
-                ["ip", "netns", "pids", f"raynn{number}"], capture_output=True, text=True, check=False
-            )
-            for pid in left.stdout.split():
-                with suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL)
+            self.switch_off(number)
         for node in self.nodes:
             node.wait()
         for number in range(1, self.count + 1):

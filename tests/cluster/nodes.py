@@ -152,6 +152,11 @@ def train_workers() -> list[int]:
     return [pid for pid in descendants(os.getpid()) if "TrainWorker" in command_line(pid)]
 
 
+def train_controllers() -> list[int]:
+    """Of those that direct them."""
+    return [pid for pid in descendants(os.getpid()) if "TrainController" in command_line(pid)]
+
+
 def command_line(pid: int) -> str:
     """How a process is called; empty when it has gone."""
     try:

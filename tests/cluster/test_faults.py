@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nodes import Training, command_line
+from nodes import Training, command_line, train_controllers
 from processes import HEARS_INTERRUPTIONS
 
 from raynn.checkpoint import load_newest
@@ -92,6 +92,31 @@ def test_worker_killed_and_restarted_by_ray_train(ray_cluster: None, tmp_path: P
     killer.join()
     assert killed, "no worker was killed"
     assert losses(run) == losses(straight)
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(300)
+@pytest.mark.slow
+@pytest.mark.parametrize("allowed", [1, 0])
+def test_controller_killed(tmp_path: Path, allowed: int) -> None:
+    """Its workers end with it. A new group goes on from the newest checkpoint, as often as is allowed."""
+    resources = {"workers": 2, "max_failures": allowed}
+    tree = JOB | {"storage": str(tmp_path), "resources": resources}
+    command = [sys.executable, "-m", "raynn", "train", str(tmp_path / "job.yaml"), "--quiet"]
+    (tmp_path / "job.yaml").write_text(Job.from_dict(tree).to_yaml())
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for_epochs(tmp_path / "digits" / "metrics.jsonl", 3)
+    [controller] = train_controllers()
+    os.kill(controller, signal.SIGKILL)
+    _, said = process.communicate(timeout=200)
+    assert process.returncode == (0 if allowed else 1), said
+    assert "Traceback" not in said
+    if allowed:
+        straight = train(Job.from_dict(tree | {"storage": str(tmp_path / "straight")}))
+        assert losses(tmp_path / "digits") == losses(straight)
+    else:
+        assert "was killed 1 times" in said
+        assert json.loads((tmp_path / "digits" / "result.json").read_text())["status"] == "failed"
 
 
 def kill_a_worker(metrics: Path) -> int:

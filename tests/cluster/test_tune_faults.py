@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nodes import train_controllers
 from processes import HEARS_INTERRUPTIONS
 from test_faults import command_line
 
@@ -122,6 +124,26 @@ def test_trials_that_pause_are_killed_and_resumed(tmp_path: Path, scheduler: dic
     for attempt in range(2):
         killed = searched(tmp_path / f"killed-{attempt}", 2, random.Random(attempt), job)
         assert summary(killed) == summary(undisturbed), f"attempt {attempt}"
+
+
+@pytest.mark.slow
+def test_a_trial_whose_controller_is_killed_goes_on(tmp_path: Path) -> None:
+    """Its group's room is free again, and it trains on from its newest checkpoint."""
+    search = JOB["search"] | {"scheduler": "none", "algorithm": "random", "trials": 2}
+    job = JOB | {"search": search, "early_stopping": {"rule": "none"}, "resources": {"workers": 2, "driver": "ray"}}
+    job = Job.from_dict(job | {"storage": str(tmp_path)}, ["optimization.max_epochs=200"])
+    (tmp_path / "job.yaml").write_text(job.to_yaml())
+    command = [sys.executable, "-m", "raynn", "tune", str(tmp_path / "job.yaml"), "--quiet"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    journal = tmp_path / "digits" / "search.jsonl"
+    wait_for_lines(journal, 6, process)
+    [controller] = train_controllers()
+    os.kill(controller, signal.SIGKILL)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    ledger = Ledger(journal)
+    assert [trial.status for trial in ledger.trials] == ["finished", "finished"]
+    assert [len(trial.records) for trial in ledger.trials] == [200, 200]
 
 
 @pytest.mark.slow
