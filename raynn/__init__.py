@@ -114,6 +114,7 @@ capacity, cluster, data, controller, restarts, worker, hosts, trainer, trial, de
     batches.py         which of them a batch holds, in which order
     gradients.py       the gradient of a step: computed, clipped, made noisy
     refit.py           how long to train anew on training and validation rows together
+    compiler.py        torch.compile, where a job asks for it
     allocator.py       what the C library does with memory that tensors have freed
     loop.py            THE PAGE: a generator that yields one record per epoch
     training.py        one run on one worker, whoever started it

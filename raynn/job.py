@@ -276,6 +276,8 @@ def _relations(job: Job) -> Iterator[tuple[str, str, tuple[str, ...]]]:
             ("optimization.global_batch_size",),
         )
     batch_norm = getattr(job.network, "normalization", None) == "batch"
+    if job.optimization.compile and job.resources.strategy == "fsdp":
+        yield "optimization.compile", "must be false with resources.strategy = 'fsdp'", ("resources.strategy",)
     if rows == 1 and batch_norm:
         message = "must be at least 2 with network.normalization = 'batch': one row has no variance"
         yield "optimization.global_batch_size", message, ("network.normalization",)

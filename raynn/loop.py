@@ -22,6 +22,7 @@ from raynn.averaging import Average, average_of
 from raynn.batches import TrainingShard, evaluation_batches
 from raynn.checkpoint import restore_optimizer
 from raynn.collectives import Workers
+from raynn.compiler import compile_network
 from raynn.dropout import set_strengths
 from raynn.errors import TrainingError
 from raynn.evaluation import evaluation_of
@@ -142,7 +143,7 @@ def train_epochs(
     """
     steps = train.lanes.steps_per_epoch
     all_steps = job.optimization.max_epochs * (refit.steps_per_epoch if refit else steps)  # by which knobs ramp
-    network = data_parallel(state.model, workers)
+    network = _network(job, state.model, workers)
     ragged = train.shard.ragged if _by_length(job, state.model, workers.device) else ()
     while not _ended(job, state, refit) and (until is None or len(state.history) < until):
         epoch = len(state.history)
@@ -191,6 +192,14 @@ def train_epochs(
         if refit is None:
             _take_decision(job, state)
         yield record
+
+
+def _network(job: Job, model: nn.Module, workers: Workers) -> nn.Module:
+    """What a step calls."""
+    network = data_parallel(model, workers)
+    if job.optimization.compile:
+        compile_network(network, workers.device)
+    return network
 
 
 def _schedule(job: Job, state: TrainingState, steps: int) -> Callable[[int], float]:

@@ -166,7 +166,7 @@ def _fewest(job: Job) -> int:
 
 def _rehearsing(job: Job, batch_rows: int, epochs: int) -> Job:
     """The job over batches of so many rows, until so many epochs are over, at a rate at which nothing diverges."""
-    update = {"global_batch_size": batch_rows, "max_epochs": epochs, "learning_rate": 1e-12}
+    update = {"global_batch_size": batch_rows, "max_epochs": epochs, "learning_rate": 1e-12, "compile": False}
     return job.model_copy(
         update={
             "optimization": job.optimization.model_copy(update=update),

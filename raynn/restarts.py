@@ -110,29 +110,33 @@ def cluster_answers() -> bool:
     return True
 
 
-def free_room() -> None:
-    """Gives back what the groups of this command held whose controllers were killed: Ray would at the command's end."""
-    job = ray.get_runtime_context().get_job_id()
-    for name, group in ray.util.placement_group_table().items():
-        if name.endswith(job) and group["state"] != "REMOVED":  # an id ends with the job's
-            ray.util.remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(name))))
+def free_room(name: str | None) -> None:
+    """Gives back what a group held whose controller was killed: Ray would at the command's end. `name` is the hex id of
+    its placement group; without one all of this command's are given back. (Ray's own process for it asks the dashboard
+    whether the controller lives, and so does nothing where there is none.)
+    """
+    job = ray.get_runtime_context().get_job_id()  # with which an id ends
+    held = ray.util.placement_group_table()
+    names = [other for other in held if other.endswith(job)] if name is None else [name]
+    for other in names:
+        if other in held and held[other]["state"] != "REMOVED":
+            ray.util.remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(other))))
 
 
 class Group(DataParallelTrainer):  # type: ignore[misc]
     """Ray's trainer without what raynn does not use and each start of a group would wait for: torch in the controller,
     which would load it with its own trainer's settings or with the workers' (2 s), a process that deals out data sets,
     of which there are none, as the workers take their own rows (3 to 5 s), and one that frees the workers' room should
-    the controller be killed, but in a search: any other command ends then, and Ray frees it. And it can be interrupted
-    at any time: Ray asks the controller to end, which hears nothing while it waits for nodes.
+    the controller be killed (`free_room`). And it can be interrupted at any time: Ray asks the controller to end, which
+    hears nothing while it waits for nodes.
     """
 
-    def __init__(self, work: Any, config: dict[str, Any], *, searches: bool, **more: Any) -> None:
-        self.searches = searches
+    def __init__(self, work: Any, config: dict[str, Any], **more: Any) -> None:
         super().__init__(work, train_loop_config={"config": ray.put(config)}, **more)
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks: list[Any] = super()._create_default_callbacks()
-        unused = {"DatasetsCallback"} if self.searches else {"DatasetsCallback", "PlacementGroupCleanerCallback"}
+        unused = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
         return [callback for callback in callbacks if type(callback).__name__ not in unused]
 
     def _register_sigint_handler(self, controller: Any) -> None:

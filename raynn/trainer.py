@@ -252,8 +252,7 @@ def fit_workers(assignment: Assignment, encoded: Encoded, gate: Any = None, refi
                         f"resources.max_failures = {resources.max_failures} allows ({outcome.reason}); "
                         "what was trained is saved: resume=true"
                     )
-                if gate is None:  # a search has a process for it, as other trials have room, too
-                    free_room()
+                free_room(None if gate is None else ray.get(gate.held.remote()))
             elif not isinstance(outcome, Left):
                 break
     if outcome is not None:
@@ -289,7 +288,6 @@ def _fit(config: dict[str, Any], where: dict[str, Any], attempt: int) -> Any:
     trainer = Group(
         train_worker,
         config,
-        searches=config["gate"] is not None,
         backend_config=ProcessGroup(room.gpus > 0, resources.timeout_s),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(fewest, most) if elastic else most,

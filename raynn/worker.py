@@ -46,6 +46,7 @@ class Gate:
         self.records: asyncio.Queue[dict[str, float]] = asyncio.Queue()
         self.seen = self.open_until = told  # epochs
         self.closed = False
+        self.group = ""
         self.changed = asyncio.Event()
 
     async def arrive(self, record: Mapping[str, float]) -> bool:
@@ -67,6 +68,14 @@ class Gate:
         self.open_until = max(self.open_until, epoch)
         self.changed.set()
         self.changed = asyncio.Event()
+
+    async def hold(self, group: str) -> None:
+        """The placement group, a hex id, that the workers are in."""
+        self.group = group
+
+    async def held(self) -> str:
+        """The last one; empty before there is one."""
+        return self.group
 
     async def close(self) -> None:
         """Sends everyone home."""
@@ -162,6 +171,8 @@ def _train(
 
     record: dict[str, float]
     if gate is not None:
+        with suppress(ActorDiedError):
+            ray.get(gate.hold.remote(ray.util.get_current_placement_group().id.hex()))
         for record in run_training(assignment, shards(encoded), workers):
             # the first worker waits at the gate, the others for its word
             may_go_on = _let_through(gate, record) if workers.rank == 0 else True

@@ -146,6 +146,7 @@ ORDER = (
     "batches",
     "gradients",
     "refit",
+    "compiler",
     "allocator",
     "loop",
     "training",

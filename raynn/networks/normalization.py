@@ -54,7 +54,7 @@ class GlobalBatchNorm(nn.Module):
 
         On a CPU, while training, the largest are found first and they alone normalized: about half the time.
         """
-        if not self.training or x.device.type != "cpu":
+        if not self.training or x.device.type != "cpu" or torch.compiler.is_compiling():
             return F.max_pool1d(self(x), window) if len(window) == 1 else F.max_pool2d(self(x), window)
         x_BCHW, window_HW = (x, window) if len(window) == 2 else (x[:, :, None], (1, *window))
         largest: Tensor = _PooledNormalized.apply(  # type: ignore[no-untyped-call]

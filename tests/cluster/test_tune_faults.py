@@ -131,7 +131,7 @@ def test_a_trial_whose_controller_is_killed_goes_on(tmp_path: Path) -> None:
     """Its group's room is free again, and it trains on from its newest checkpoint."""
     search = JOB["search"] | {"scheduler": "none", "algorithm": "random", "trials": 2}
     job = JOB | {"search": search, "early_stopping": {"rule": "none"}, "resources": {"workers": 2, "driver": "ray"}}
-    job = Job.from_dict(job | {"storage": str(tmp_path)}, ["optimization.max_epochs=200"])
+    job = Job.from_dict(job | {"storage": str(tmp_path)}, ["optimization.max_epochs=60"])
     (tmp_path / "job.yaml").write_text(job.to_yaml())
     command = [sys.executable, "-m", "raynn", "tune", str(tmp_path / "job.yaml"), "--quiet"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -143,7 +143,7 @@ def test_a_trial_whose_controller_is_killed_goes_on(tmp_path: Path) -> None:
     assert process.returncode == 0, said
     ledger = Ledger(journal)
     assert [trial.status for trial in ledger.trials] == ["finished", "finished"]
-    assert [len(trial.records) for trial in ledger.trials] == [200, 200]
+    assert [len(trial.records) for trial in ledger.trials] == [60, 60]
 
 
 @pytest.mark.slow
