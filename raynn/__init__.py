@@ -125,7 +125,7 @@ capacity, cluster, data, controller, restarts, worker, hosts, trainer, trial, de
     capacity.py        room for a job's workers, had, waited for or impossible
     cluster.py         the Ray cluster a command works on
     data.py            the same preparation, mapped over a cluster by Ray Data
-    controller.py      what runs in Ray Train's controller
+    controller.py      what runs in Ray Train's controller, and its view of the room
     restarts.py        how a group of workers starts anew: after a fault, elsewhere, larger
     worker.py          what each Ray Train worker runs
     outputs.py         what a run's network gives for encoded rows, and the columns of a prediction

@@ -18,7 +18,7 @@ import ray.train
 from ray.exceptions import GetTimeoutError
 from ray.train.backend import Backend, BackendConfig
 
-from raynn.probe import alive_nodes
+from raynn.probe import alive_nodes, listens
 
 PROCESS_GROUP_END_S = 2.0  # for workers to leave it: one that hangs never does
 GIVEN_UP_S = 60.0  # a node that does not answer is given up long before
@@ -128,11 +128,7 @@ class FreshLook(ray.train.UserCallback):  # type: ignore[misc]
 
 
 def _answers(node: dict[str, Any]) -> bool:
-    try:
-        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), CONNECTION_TIMEOUT_S).close()
-    except OSError:
-        return False
-    return True
+    return listens(node["NodeManagerAddress"], node["NodeManagerPort"], CONNECTION_TIMEOUT_S)
 
 
 def begin_view() -> None:

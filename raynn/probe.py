@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import shutil
+import socket
 import sys
 import time
 import uuid
@@ -56,6 +57,15 @@ def alive_nodes() -> list[dict[str, Any]]:
     nodes = [node for node in ray.nodes() if node["Alive"]]
     able = [n for n in nodes if n["NodeID"] == here or n["Resources"].get("CPU") or n["Resources"].get("GPU")]
     return sorted(able, key=lambda node: (node["NodeID"] != here, node["NodeManagerAddress"], node["NodeID"]))
+
+
+def listens(host: str, port: int, timeout_s: float) -> bool:
+    """Whether somebody takes a connection there."""
+    try:
+        socket.create_connection((host.strip("[]"), port), timeout_s).close()
+    except OSError:
+        return False
+    return True
 
 
 def see(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import _thread
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -29,7 +28,7 @@ from ray.util.placement_group import PlacementGroup
 
 from raynn.capacity import Room
 from raynn.collectives import Workers
-from raynn.probe import alive_nodes
+from raynn.probe import alive_nodes, listens
 from raynn.resources import ResourcesSettings
 
 # An elastic group that finds less room than Ray believed tries again after so long, with as many as there are then.
@@ -103,11 +102,7 @@ class Leaderless:
 def cluster_answers() -> bool:
     """Whether the head of the cluster can be reached."""
     host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
-    except OSError:
-        return False
-    return True
+    return listens(host, int(port), ANSWER_S)
 
 
 def free_room(name: str | None) -> None:

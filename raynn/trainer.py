@@ -240,10 +240,12 @@ def fit_workers(assignment: Assignment, encoded: Encoded, gate: Any = None, refi
     await_room(room, resources.wait_s)  # nodes may have gone while the data were prepared
     config = {"assignment": assignment, "encoded": encoded, "refit": refit, "gate": gate, "room": room}
     outcome: Any = None
+    left: Left | None = None
     killed = 0
     with timeouts(resources), _ray_storage(assignment) as where:
         for attempt in count():
-            outcome = _fit(config | {"left": outcome if isinstance(outcome, Left) else None}, where, attempt)
+            outcome = _fit(config | {"left": left}, where, attempt)
+            left = outcome if isinstance(outcome, Left) else None
             if isinstance(outcome, Leaderless):
                 killed += 1
                 if killed > resources.max_failures:
@@ -253,7 +255,7 @@ def fit_workers(assignment: Assignment, encoded: Encoded, gate: Any = None, refi
                         "what was trained is saved: resume=true"
                     )
                 free_room(None if gate is None else ray.get(gate.held.remote()))
-            elif not isinstance(outcome, Left):
+            elif left is None:
                 break
     if outcome is not None:
         raise outcome

@@ -5,13 +5,21 @@ Shapes: B rows, C channels, T steps, ... any number of spatial axes.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+
+class Statistics(NamedTuple):
+    """Over all workers' rows and steps, in float64."""
+
+    mean_C: Tensor
+    var_C: Tensor
+    total: Tensor  # [1], how many rows and steps
 
 
 class GlobalBatchNorm(nn.Module):
@@ -46,7 +54,7 @@ class GlobalBatchNorm(nn.Module):
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
             )
-        normalized: Tensor = _Normalized.apply(x, self.weight, self.bias, *self._statistics(x), self.eps)  # type: ignore[no-untyped-call]
+        normalized: Tensor = _Normalized.apply(x, self.weight, self.bias, self._statistics(x), self.eps)  # type: ignore[no-untyped-call]
         return normalized
 
     def pooled(self, x: Tensor, window: tuple[int, ...]) -> Tensor:
@@ -57,16 +65,14 @@ class GlobalBatchNorm(nn.Module):
         if not self.training or x.device.type != "cpu" or torch.compiler.is_compiling():
             return F.max_pool1d(self(x), window) if len(window) == 1 else F.max_pool2d(self(x), window)
         x_BCHW, window_HW = (x, window) if len(window) == 2 else (x[:, :, None], (1, *window))
-        largest: Tensor = _PooledNormalized.apply(  # type: ignore[no-untyped-call]
-            x_BCHW, self.weight, self.bias, *self._statistics(x_BCHW), self.eps, window_HW
+        largest: Tensor = _Normalized.apply(  # type: ignore[no-untyped-call]
+            x_BCHW, self.weight, self.bias, self._statistics(x_BCHW), self.eps, window_HW
         )
         return largest if len(window) == 2 else largest[:, :, 0]
 
     @torch.no_grad()
-    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and variance [C] of `x` over all workers' rows and steps, which the running ones follow, and the number
-        of these [1], in float64.
-        """
+    def _statistics(self, x: Tensor) -> Statistics:
+        """Of `x` over all workers' rows and steps, which the running ones follow."""
         unused = torch.zeros_like(self.weight), torch.zeros_like(self.weight)  # without them results have x's precision
         mean_C, var_C = torch.batch_norm_update_stats(x, *unused, 0.0)
         mean_C, var_C = mean_C.double(), var_C.double()
@@ -79,7 +85,7 @@ class GlobalBatchNorm(nn.Module):
             var_C, total = square_C - mean_C**2, sums[-1:]
         self.running_mean.lerp_(mean_C.to(self.weight.dtype), self.momentum)
         self.running_var.lerp_((var_C * (total / (total - 1))).to(self.weight.dtype), self.momentum)
-        return mean_C, var_C, total
+        return Statistics(mean_C, var_C, total)
 
 
 def _several_workers() -> bool:
@@ -89,6 +95,10 @@ def _several_workers() -> bool:
 class _Normalized(torch.autograd.Function):
     """x normalized by statistics of all workers' rows; the gradient knows that these depend on x (Ioffe & Szegedy 2015,
     section 3), on every worker's. By torch's own kernels, which read x once: 2 to 3 times as fast as sums and products.
+
+    With a window, the largest of each. A channel's normalization is one line for all its values, so the largest after
+    it are the largest before it, or the smallest where its weight is negative; sums over the gradient of the normalized
+    maps are sums over the largest, as it is zero elsewhere.
     """
 
     @staticmethod
@@ -97,98 +107,55 @@ class _Normalized(torch.autograd.Function):
         x: Tensor,
         weight_C: Tensor,
         bias_C: Tensor,
-        mean_C: Tensor,
-        var_C: Tensor,
-        total: Tensor,
+        statistics: Statistics,
         eps: float,
+        window: tuple[int, int] | None = None,
     ) -> Tensor:
-        """`x` [B, C, ...] of any floating type, the others [C]."""
-        mean_C, var_C = mean_C.to(weight_C.dtype), var_C.to(weight_C.dtype)
-        ctx.save_for_backward(x, weight_C, mean_C, var_C, total)
-        ctx.eps = eps
-        return F.batch_norm(x, mean_C, var_C, weight_C, bias_C, False, 0.0, eps)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Of x, and this worker's part of the gradients of weight and bias."""
-        x, weight_C, mean_C, var_C, total = ctx.saved_tensors
-        grad_x, grad_weight_C, grad_bias_C = torch.ops.aten.native_batch_norm_backward(
-            grads[0], x, weight_C, mean_C, var_C, None, None, False, ctx.eps, [True, True, True]
-        )
-        slope_C, offset_C = _through_statistics(grad_weight_C, grad_bias_C, weight_C, mean_C, var_C, total, ctx.eps)
-        shape = (1, -1, *([1] * (x.dim() - 2)))
-        grad_x.addcmul_(x, slope_C.reshape(shape).to(x.dtype)).add_(offset_C.reshape(shape).to(x.dtype))
-        return grad_x, grad_weight_C, grad_bias_C, None, None, None, None
-
-
-class _PooledNormalized(torch.autograd.Function):
-    """The largest of each window of the normalized x. A channel's normalization is one line for all its values, so the
-    largest after it are the largest before it, or the smallest where its weight is negative; sums over the gradient of
-    the normalized maps are sums over the largest, as it is zero elsewhere.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x_BCHW: Tensor,
-        weight_C: Tensor,
-        bias_C: Tensor,
-        mean_C: Tensor,
-        var_C: Tensor,
-        total: Tensor,
-        eps: float,
-        window: tuple[int, int],
-    ) -> Tensor:
-        """`x` of any floating type, the others [C]."""
-        mean_C, var_C = mean_C.to(weight_C.dtype), var_C.to(weight_C.dtype)
-        sign_1C11 = torch.where(weight_C < 0, -1.0, 1.0).to(x_BCHW.dtype)[:, None, None]
-        some_fall = bool((weight_C < 0).any())
-        largest, index = torch.ops.aten.max_pool2d_with_indices(x_BCHW * sign_1C11 if some_fall else x_BCHW, window)
-        if some_fall:
-            largest = largest * sign_1C11
-        ctx.save_for_backward(x_BCHW, largest, index, weight_C, mean_C, var_C, total)
+        """`x` [B, C, ...] of any floating type, with a window [B, C, H, W]."""
+        mean_C, var_C = statistics.mean_C.to(weight_C.dtype), statistics.var_C.to(weight_C.dtype)
+        largest, index = (x, None) if window is None else _largest(x, weight_C, window)
+        ctx.save_for_backward(x, largest, index, weight_C, mean_C, var_C, statistics.total)
         ctx.eps, ctx.window = eps, window
         return F.batch_norm(largest, mean_C, var_C, weight_C, bias_C, False, 0.0, eps)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Of x, and this worker's part of the gradients of weight and bias."""
-        x_BCHW, largest, index, weight_C, mean_C, var_C, total = ctx.saved_tensors
-        grad_largest, grad_weight_C, grad_bias_C = torch.ops.aten.native_batch_norm_backward(
+        """Of x, and this worker's part of the gradients of weight and bias.
+
+        d x = scale (d y - mean of d y - normalized x * mean of d y * normalized x): torch knows the first term; the
+        others are a line, slope * x + offset.
+        """
+        x, largest, index, weight_C, mean_C, var_C, total = ctx.saved_tensors
+        grad_x, grad_weight_C, grad_bias_C = torch.ops.aten.native_batch_norm_backward(
             grads[0], largest, weight_C, mean_C, var_C, None, None, False, ctx.eps, [True, True, True]
         )
-        slope_C, offset_C = _through_statistics(grad_weight_C, grad_bias_C, weight_C, mean_C, var_C, total, ctx.eps)
-        # the line slope * x + offset, in one pass and rounded once
-        none_C, one_C = torch.zeros_like(slope_C), torch.ones_like(slope_C)
-        grad_x = F.batch_norm(x_BCHW, none_C, one_C, slope_C, offset_C, False, 0.0, 0.0)
-        grad_x += torch.ops.aten.max_pool2d_with_indices_backward(
-            grad_largest, x_BCHW, ctx.window, ctx.window, [0, 0], [1, 1], False, index
-        )
-        return grad_x, grad_weight_C, grad_bias_C, None, None, None, None, None
+        if ctx.window is not None:
+            grad_x = torch.ops.aten.max_pool2d_with_indices_backward(
+                grad_x, x, ctx.window, ctx.window, [0, 0], [1, 1], False, index
+            )
+        sums = torch.stack([grad_bias_C, grad_weight_C]).double()
+        if _several_workers():
+            dist.all_reduce(sums)
+        through_mean_C, through_deviation_C = (sums / total).to(weight_C.dtype)
+        deviation_C = torch.rsqrt(var_C + ctx.eps)
+        slope_C = -weight_C * deviation_C.square() * through_deviation_C
+        offset_C = -weight_C * deviation_C * through_mean_C - mean_C * slope_C
+        # in one pass, and rounded once
+        line = F.batch_norm(x, torch.zeros_like(slope_C), torch.ones_like(slope_C), slope_C, offset_C, False, 0.0, 0.0)
+        return grad_x.add_(line), grad_weight_C, grad_bias_C, None, None, None
 
 
-def _through_statistics(
-    grad_weight_C: Tensor,
-    grad_bias_C: Tensor,
-    weight_C: Tensor,
-    mean_C: Tensor,
-    var_C: Tensor,
-    total: Tensor,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
-    """What x changes by changing mean and variance, of all workers' rows: its gradient is slope * x + offset, each [C].
-
-    d x = scale (d y - mean of d y - normalized x * mean of d y * normalized x); this is all but the first term.
-    """
-    sums = torch.stack([grad_bias_C, grad_weight_C]).double()
-    if _several_workers():
-        dist.all_reduce(sums)
-    through_mean_C, through_deviation_C = (sums / total).to(weight_C.dtype)
-    deviation_C = torch.rsqrt(var_C + eps)
-    slope_C = -weight_C * deviation_C.square() * through_deviation_C
-    return slope_C, -weight_C * deviation_C * through_mean_C - mean_C * slope_C
+def _largest(x_BCHW: Tensor, weight_C: Tensor, window: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Of each window the value that is the largest once normalized, and where it is in the map."""
+    falls_C = weight_C < 0
+    pool = torch.ops.aten.max_pool2d_with_indices
+    if not falls_C.any():
+        largest, index = pool(x_BCHW, window)
+        return largest, index
+    sign_C11 = torch.where(falls_C, -1.0, 1.0).to(x_BCHW.dtype)[:, None, None]
+    largest, index = pool(x_BCHW * sign_C11, window)
+    return largest * sign_C11, index
 
 
 class GroupNorm(nn.GroupNorm):
