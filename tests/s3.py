@@ -113,6 +113,7 @@ class Line:
     def __init__(self, port: int) -> None:
         self.target, self.port = port, free_port()
         self.held = False
+        self.lock = threading.Lock()
         self.open: list[socket.socket] = []
         self.listener: socket.socket | None = None
         self.mend()
@@ -128,14 +129,16 @@ class Line:
 
     def cut(self) -> None:
         """Lets nothing through, and hangs up."""
-        assert self.listener is not None
-        for end in [self.listener, *self.open]:
-            try:
-                end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
-            end.close()
-        self.open.clear()
+        with self.lock:
+            assert self.listener is not None
+            for end in [self.listener, *self.open]:
+                try:
+                    end.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass
+                end.close()
+            self.open.clear()
+            self.listener = None
 
     def _accept(self, listener: socket.socket) -> None:
         while True:
@@ -143,8 +146,12 @@ class Line:
                 near, _ = listener.accept()
             except OSError:
                 return
-            far = socket.create_connection(("127.0.0.1", self.target))
-            self.open += [near, far]
+            with self.lock:
+                if self.listener is not listener:  # cut between the call and its answer
+                    near.close()
+                    return
+                far = socket.create_connection(("127.0.0.1", self.target))
+                self.open += [near, far]
             for source, sink in ((near, far), (far, near)):
                 threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
 
