@@ -4,11 +4,12 @@ The verbs are the commands': `Job.load(path)`, `train(job)`, `tune(job)`, `evalu
 They load PyTorch and Ray when first used; `import raynn` alone loads neither.
 
 The map of the house, from the ground up. A module imports only modules above it here; `ray` appears in probe,
-capacity, cluster, data, controller, restarts, worker, hosts, trainer, trial, desk, tuner, upload and connection,
+capacity, head, cluster, data, controller, restarts, worker, hosts, trainer, trial, desk, tuner, upload and connection,
 `wandb` in sweeps and dashboard.
 
     errors.py          the exception tree; each message: field, value, relation, remedy
     termination.py     SIGTERM does what Ctrl-C does
+    head.py            a Ray of a command's own, kept by a process beside it
     settings.py        Settings: frozen, no unknown key; the only base class of a job's sections
     problems.py        what is wrong with a value, in words
     jobfile.py         a job file as text: YAML with lines and columns, and overrides

@@ -15,6 +15,7 @@ import shlex  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Callable, Sequence  # noqa: E402
 from functools import partial  # noqa: E402
+from importlib import import_module  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any, NoReturn  # noqa: E402
 
@@ -92,16 +93,22 @@ def _say(text: str) -> None:
     sys.stderr.write(text + "\n")
 
 
-def _ran(options: argparse.Namespace, verb: Callable[..., Path]) -> tuple[Job, Path, Answer]:
-    """The job file, run by a verb: the job, its folder, its result.json. Interrupted, it says how to go on."""
-    from raynn.folder import read_result
-    from raynn.job import Job
+def _ran(options: argparse.Namespace, module: str) -> tuple[Job, Path, Answer]:
+    """The job file, run by the command's verb in that module: the job, its folder, its result.json. Interrupted, it
+    says how to go on.
+    """
+    from raynn.cluster import begun
 
-    job = Job.load(options.job, options.overrides)
-    try:
-        folder = verb(job, Path(options.job).parent, quiet=options.quiet, started_at=STARTED_AT)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(_resume_command(options, job)) from None
+    with begun(options.job, options.overrides, options.name):
+        from raynn.folder import read_result
+        from raynn.job import Job
+
+        verb: Callable[..., Path] = getattr(import_module(module), options.name)
+        job = Job.load(options.job, options.overrides)
+        try:
+            folder = verb(job, Path(options.job).parent, quiet=options.quiet, started_at=STARTED_AT)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_resume_command(options, job)) from None
     return job, folder, read_result(folder)
 
 
@@ -121,11 +128,10 @@ def _resume_command(options: argparse.Namespace, job: Job) -> str:
 
 def train(options: argparse.Namespace) -> tuple[Answer, str]:
     """One run."""
+    job, folder, result = _ran(options, "raynn.trainer")
     from raynn.folder import finite
     from raynn.storage import address_of
-    from raynn.trainer import train as train_job
 
-    job, folder, result = _ran(options, train_job)
     shown = _shown_path(folder)
     said, upload = _mirrored(folder, job)
     lines = [
@@ -143,12 +149,11 @@ def train(options: argparse.Namespace) -> tuple[Answer, str]:
 
 def tune(options: argparse.Namespace) -> tuple[Answer, str]:
     """The search in the job's `search` section."""
+    job, folder, result = _ran(options, "raynn.tuner")
     from raynn.folder import finite
     from raynn.job import differences
     from raynn.storage import address_of
-    from raynn.tuner import tune as tune_job
 
-    job, folder, result = _ran(options, tune_job)
     shown, best = _shown_path(folder), result["best"]
     said, upload = _mirrored(folder, job)
     found = [line for line in differences(job, job.with_settings(best["settings"])) if not line.startswith("search")]
@@ -201,12 +206,11 @@ def sync(options: argparse.Namespace) -> tuple[Answer, str]:
 
 def study(options: argparse.Namespace) -> tuple[Answer, str]:
     """What each regularizer is worth: an ablation over seeds."""
+    job, folder, result = _ran(options, "raynn.studies")
     from raynn.folder import finite
     from raynn.storage import address_of
-    from raynn.studies import study as study_job
     from raynn.studies import table_of
 
-    job, folder, result = _ran(options, study_job)
     said, upload = _mirrored(folder, job)
     arms, shown = table_of(folder), _shown_path(folder)
     width = max(len(arm["arm"]) for arm in arms)

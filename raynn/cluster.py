@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
-import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from raynn.errors import ResourceError
+from raynn.errors import JobError, ResourceError
+from raynn.head import Head
+from raynn.jobfile import Document
+from raynn.resources import ResourcesSettings
 
 # Set before Ray is imported; Ray hands them on to its workers. Measured with Ray 2.60: a worker's report blocks for the
 # health check interval, by default 2 s.
@@ -52,46 +55,82 @@ def cluster(num_cpus: int, object_store_gib: float | None = None) -> Iterator[No
     if ray.is_initialized():
         yield
         return
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if not address:
-        cpus = max(os.cpu_count() or 1, num_cpus)
-        options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
-        if object_store_gib is not None:
-            options["object_store_memory"] = int(object_store_gib * 2**30)
+    head = None if address else _head(num_cpus, object_store_gib)
     on_termination = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(**options)
-    except ConnectionError as error:
-        raise _no_answer(str(address), error) from None
-    if callable(on_termination) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_termination)  # Ray has put its own there
-    guard = _guard() if not address else None
-    try:
+        try:
+            ray.init(address if head is None else _address_of(head), log_to_driver=False, logging_level="ERROR")
+        except ConnectionError as error:
+            raise _no_answer(str(address), error) from None
+        except RuntimeError as error:
+            raise ResourceError(f"Ray does not start on this machine: {error}") from None
+        if callable(on_termination) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_termination)  # Ray has put its own there
         yield
     finally:
         ray.shutdown()
-        if guard is not None:
-            guard.communicate(b"done\n")
+        if head is not None:
+            head.end()
 
 
-def _guard() -> subprocess.Popen[bytes] | None:
-    """A shell that waits for this process to end. Should it be killed, the shell ends what Ray leaves behind then: its
-    agents look whether their parent is there, and where process 1 buries no one, as in many containers, it seems to be.
+# A Ray that was begun before it is needed, and whether a command has it since
+_early: list[Head] = []
+
+
+@contextmanager
+def begun(path: str, overrides: Sequence[str], verb: str) -> Iterator[None]:
+    """While a command loads torch, to read its job, a Ray of its own starts beside it where the job file says that it
+    will be needed. What is wrong with the file is said by whoever reads it.
     """
-    if not Path("/proc/self/stat").exists():
+    if not os.environ.get("RAY_ADDRESS") and (asked := _asked(path, overrides, verb)) is not None:
+        _early.append(Head(_options(*asked), ENVIRONMENT))
+    try:
+        yield
+    finally:
+        while _early:
+            _early.pop().let_go()
+
+
+def _asked(path: str, overrides: Sequence[str], verb: str) -> tuple[int, float | None] | None:
+    """CPUs and size of the object store that a job file asks of a Ray of its own; None where it needs none."""
+    try:
+        document = Document.read(Path(path))
+        for number, override in enumerate(overrides):
+            document.override(override, number, lambda key: tuple(key.split(".")))
+        tree: Any = document.root.plain()
+        resources = ResourcesSettings.model_validate(tree.get("resources") or {})
+        searching = {"tune": "search", "study": "study"}.get(verb)
+        if searching is None:
+            return (resources.logical_cpus, resources.object_store_gib) if resources.wants_ray(False) else None
+        at_least = (tree.get(searching) or {}).get("concurrent_trials", "auto")
+        return resources.logical_cpus * (at_least if isinstance(at_least, int) else 1), None
+    except (JobError, ValueError, AttributeError, TypeError):
         return None
-    ours = [str(pid) for pid in descendants(os.getpid())]
-    script = (
-        'read word; [ "$word" = done ] && exit; sleep 2; '
-        'for pid; do grep -aq ray "/proc/$pid/cmdline" && kill -9 "$pid"; done'
-    )
-    return subprocess.Popen(
-        ["sh", "-c", script, "raynn-guard", *ours],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+
+
+def _options(num_cpus: int, object_store_gib: float | None) -> dict[str, Any]:
+    """Of a Ray that is started here."""
+    options: dict[str, Any] = {"address": "local", "num_cpus": max(os.cpu_count() or 1, num_cpus)}
+    options |= {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+    return options | ({} if object_store_gib is None else {"object_store_memory": int(object_store_gib * 2**30)})
+
+
+def _head(num_cpus: int, object_store_gib: float | None) -> Head:
+    """A Ray of that size: the one that was begun early, or another."""
+    options = _options(num_cpus, object_store_gib)
+    if _early and _early[-1].options == options:
+        return _early.pop()
+    return Head(options, ENVIRONMENT)
+
+
+def _address_of(head: Head) -> str:
+    """Once it is there, and this process knows that it asks for a token, as every Ray does that is started so."""
+    from ray._private.authentication.authentication_token_setup import enable_token_auth_by_default
+
+    address = head.address()
+    logging.getLogger(enable_token_auth_by_default.__module__).setLevel("ERROR")  # it warns that it does what it is to
+    enable_token_auth_by_default()
+    return address
 
 
 def descendants(pid: int) -> list[int]:

@@ -26,14 +26,12 @@ SMALL_BYTES = 64 * 2**20  # tables that this process prepares in less time than 
 
 def uses_ray(job: Job) -> bool:
     """Whether Ray trains this job: several workers, a cluster's address in the environment, or as asked."""
-    if job.resources.driver == "auto":
-        return job.resources.max_workers > 1 or bool(os.environ.get("RAY_ADDRESS"))
     if job.resources.driver == "local" and job.resources.max_workers > 1:
         raise ResourceError(
             f"resources.driver = 'local' trains one worker in this process, and resources.workers = "
             f"{asked_workers(job.resources)}; set resources.workers=1, or resources.driver=ray"
         )
-    return job.resources.driver == "ray"
+    return job.resources.wants_ray(bool(os.environ.get("RAY_ADDRESS")))
 
 
 def asked_workers(resources: ResourcesSettings) -> str:

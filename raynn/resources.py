@@ -55,6 +55,15 @@ class ResourcesSettings(Settings):
         900.0
     )
 
+    def wants_ray(self, has_address: bool) -> bool:
+        """Whether one training goes through Ray; `has_address` if the environment names a cluster."""
+        return self.driver == "ray" or (self.driver == "auto" and (self.max_workers > 1 or has_address))
+
+    @property
+    def logical_cpus(self) -> int:
+        """That all workers of one training take of a Ray."""
+        return self.max_workers * (self.cpus_per_worker or 1)
+
     @property
     def min_workers(self) -> int:
         """The fewest that train."""

@@ -76,7 +76,7 @@ def study(job: Job, folder: Path | None = None, *, quiet: bool = True, started_a
     resumed = _resumed(job, storage) if job.resume else None
     understood = understand_job(job, folder or Path())
     at_least = settings.concurrent_trials if settings.concurrent_trials != "auto" else 1
-    with cluster(job.resources.max_workers * (job.resources.cpus_per_worker or 1) * at_least):
+    with cluster(job.resources.logical_cpus * at_least):
         refuse_nodes_apart(storage)
         require_cluster(job, storage, understood, at_least, quiet=quiet)
         driver: Driver = RayDriver() if job.resources.max_workers > 1 else RememberingDriver()

@@ -70,8 +70,7 @@ def train(job: Job, folder: Path | None = None, *, quiet: bool = True, started_a
     place = resumed or storage
     if not uses_ray(job):
         return _train(job, understood, preparing_here(job, understood), _run_here, place, started_at, quiet)
-    cpus = job.resources.max_workers * (job.resources.cpus_per_worker or 1)
-    with begun_early(job, understood) as early, cluster(cpus, job.resources.object_store_gib):
+    with begun_early(job, understood) as early, cluster(job.resources.logical_cpus, job.resources.object_store_gib):
         require_cluster(job, storage, understood, quiet=quiet)
         preparing = early or preparing_on_ray(job, understood)
         return _train(job, understood, preparing, _run_on_ray, place, started_at, quiet)

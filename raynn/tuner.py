@@ -80,10 +80,9 @@ def tune(job: Job, folder: Path | None = None, *, quiet: bool = True, started_at
     assert job.search is not None
     resumed = _resumed(job, storage) if job.resume else None
     understood = understand_job(job, folder or Path())
-    cpus = job.resources.max_workers * (job.resources.cpus_per_worker or 1)
     concurrent, num_trials = job.search.concurrent_trials, job.search.trials
     at_least = concurrent if concurrent != "auto" else 1
-    with cluster(cpus * at_least):
+    with cluster(job.resources.logical_cpus * at_least):
         refuse_nodes_apart(storage)
         require_cluster(job, storage, understood, at_least, quiet=quiet)
         driver: Driver = RayDriver() if job.resources.max_workers > 1 else RememberingDriver()

@@ -19,6 +19,7 @@ HOUSE = ROOT / "raynn"
 PLAIN = (  # these load neither torch nor ray, not even through what they import
     "errors",
     "termination",
+    "head",
     "settings",
     "problems",
     "jobfile",
@@ -198,7 +199,7 @@ ORDER = (
 )
 ROOMS = {
     "ray": {
-        *("probe", "capacity", "cluster", "data", "controller", "restarts", "worker"),
+        *("probe", "capacity", "head", "cluster", "data", "controller", "restarts", "worker"),
         *("hosts", "trainer", "trial", "desk", "tuner", "upload", "connection"),
     },
     "wandb": {"sweeps", "dashboard"},
