@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -44,28 +45,24 @@ class Head:
         assert self._process.stdout is not None
         address = self._process.stdout.readline().decode().strip()
         if not address:
-            self.end()
+            self._process.wait()
             self._said.seek(0)
             raise RuntimeError(self._said.read().decode(errors="replace").strip().rpartition("\n")[2])
         return address
 
     def let_go(self) -> None:
         """Has it end, without waiting for that."""
-        for stream in (self._process.stdin, self._process.stdout):
-            assert stream is not None
-            stream.close()
+        threading.Thread(target=self.end, daemon=True).start()
 
     def end(self) -> None:
         """Has it end, and waits for that."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(END_S)
-        except subprocess.TimeoutExpired:  # what it has started ends with it
-            self._process.kill()
-            self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        with self._said, self._process as process:
+            assert process.stdin is not None
+            process.stdin.close()
+            try:
+                process.wait(END_S)
+            except subprocess.TimeoutExpired:
+                process.kill()  # and with it what it has started
 
 
 def main() -> None:
