@@ -159,9 +159,11 @@ def _without(*names: str) -> Iterator[None]:
 @contextmanager
 def requests_to(address: str) -> Iterator[None]:
     """What the cluster refuses, as an error of ours."""
+    from ray.exceptions import RayError
+
     try:
         yield
-    except (OSError, RuntimeError) as error:  # requests' are OSErrors
+    except (OSError, RuntimeError, RayError) as error:  # requests' are OSErrors
         raise ResourceError(
             f"{address} refused: {str(error).strip()[:500]}; `ray job list` says what runs there"
         ) from error
