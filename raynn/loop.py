@@ -22,7 +22,7 @@ from raynn.averaging import Average, average_of
 from raynn.batches import TrainingShard, evaluation_batches
 from raynn.checkpoint import restore_optimizer
 from raynn.collectives import Workers
-from raynn.compiler import compile_network
+from raynn.compiler import begin_step, compile_network, kept
 from raynn.dropout import set_strengths
 from raynn.errors import TrainingError
 from raynn.evaluation import evaluation_of
@@ -161,6 +161,7 @@ def train_epochs(
             step_key_1 = partial(step_key, job.optimization.seed, epoch, k, workers.device)
             batch = mixed(augmented(batch, key_B, knobs), key_B, knobs, inputs.task, workers)
             share = Share(batch, key_B, ragged, train.lanes.batch_rows(k))
+            begin_step(job.optimization.compile)
             losses[k] = add_gradient(job, knobs, network, share, step_key_1, workers)
             add_weight_penalties(state.model, knobs)
             reshape_gradient(state.model, knobs, step_key_1, step)
@@ -198,7 +199,7 @@ def _network(job: Job, model: nn.Module, workers: Workers) -> nn.Module:
     """What a step calls."""
     network = data_parallel(model, workers)
     if job.optimization.compile:
-        compile_network(network, workers.device)
+        compile_network(network, workers.device, job.optimization.compile)
     return network
 
 
@@ -259,10 +260,11 @@ def evaluate_shard(job: Job, inputs: InputSpec, model: nn.Module, shard: Shard, 
     rows = evaluation_batch_rows(job)
     batches = evaluation_batches(shard, rows, workers.device, shard.by_length())
     for (batch, key_B), counts in in_step(batches, -(-shard.num_rows // rows), model, workers):
+        begin_step(job.optimization.compile)
         with precision(job, workers.device):
             outputs = model(batch, key_B)
         if counts:
-            evaluation.add(outputs, batch)
+            evaluation.add(kept(outputs, job.optimization.compile), batch)
     return evaluation.metrics(workers)
 
 

@@ -37,7 +37,10 @@ class OptimizationSettings(Settings):
     accumulate: Annotated[int, Field(ge=1, description="pieces a step's batch is computed in, to save memory")] = 1
     max_epochs: Annotated[int, Field(ge=1)] = 20
     precision: Literal["float32", "bf16"] = "float32"
-    compile: Annotated[bool, Field(description="torch.compile: pays back in long trainings")] = False
+    compile: Annotated[
+        bool | Literal["reduce-overhead"],
+        Field(description="torch.compile: pays back in long trainings; reduce-overhead: on a GPU as CUDA graphs"),
+    ] = False
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
 

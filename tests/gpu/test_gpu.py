@@ -60,6 +60,16 @@ def test_bf16_learns(tmp_path: Path) -> None:
     assert json.loads((run / "result.json").read_text())["metrics"]["test/accuracy"] > 0.8
 
 
+@pytest.mark.parametrize("how", [True, "reduce-overhead"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_compiled_it_learns_the_same(how: bool | str, accumulate: int, tmp_path: Path) -> None:
+    """A last batch of another size, pieces of a step and an evaluation between the epochs among it."""
+    plain = losses(train(job(tmp_path / "plain", accumulate=accumulate)))
+    assert losses(train(job(tmp_path / "compiled", accumulate=accumulate, compile=how))) == pytest.approx(
+        plain, rel=1e-2
+    )
+
+
 @pytest.mark.cluster
 def test_one_ray_worker_on_the_gpu_equals_local_mode(tmp_path: Path) -> None:
     """NCCL, one process a GPU."""
