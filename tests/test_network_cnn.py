@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from raynn.networks.cnn import Ending, Pool
-from raynn.networks.layers import ACTIVATIONS, Activation, channels_last
+from raynn.networks.layers import ACTIVATIONS, Activation, channels_last, flattened
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -30,3 +30,13 @@ def test_pooled_before_or_after_the_activation_it_is_the_same(activation: Activa
     expected = pool(ACTIVATIONS[activation]()(maps), 2)
     found, _ = ending((maps.clone(), None) if ending.first is None else ending.first((maps, None)))
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_flattened_maps_have_their_own_layout_in_the_gradient() -> None:
+    x_BCHW = channels_last(torch.randn(2, 3, 4, 5, dtype=torch.float64)).requires_grad_()
+    flat = flattened(x_BCHW)
+    torch.testing.assert_close(flat, x_BCHW.flatten(1), rtol=0, atol=0)
+    (grad,) = torch.autograd.grad(flat.square().sum(), x_BCHW)
+    torch.testing.assert_close(grad, 2 * x_BCHW.detach(), rtol=0, atol=0)
+    assert grad.is_contiguous(memory_format=torch.channels_last)
+    assert torch.autograd.gradcheck(flattened, x_BCHW)

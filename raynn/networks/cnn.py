@@ -25,6 +25,7 @@ from raynn.networks.layers import (
     ACTIVATIONS,
     Activation,
     channels_last,
+    flattened,
     pooled_over_steps,
     steps_within,
 )
@@ -331,7 +332,7 @@ class Cnn(nn.Module):
         if within_B1T is not None:
             return pooled_over_steps(x_BCS.transpose(1, 2), within_B1T.squeeze(1), self.head_pooling)
         if self.head_pooling == "flatten":
-            return x_BCS.flatten(1)
+            return flattened(x_BCS)
         return x_BCS.flatten(2).mean(-1) if self.head_pooling == "mean" else x_BCS.flatten(2).amax(-1)
 
 
