@@ -35,8 +35,10 @@ def channels_last(x_BCHW: Tensor) -> Tensor:
 
 
 def flattened(x: Tensor) -> Tensor:
-    """A row's values [B, C * ...] of maps [B, C, ...], one channel after the other. The gradient of images comes back in
-    their layout: on a CPU, what reads it beside them would otherwise take several times as long.
+    """A row's values [B, C * ...] of maps [B, C, ...], one channel after the other.
+
+    The gradient of images comes back in their layout: on a CPU, what reads it beside them would otherwise take several
+    times as long.
     """
     if x.dim() == 4 and x.requires_grad and not torch.compiler.is_compiling():
         flat: Tensor = _Flattened.apply(x)  # type: ignore[no-untyped-call]
