@@ -227,10 +227,15 @@ def link(folder: Path, rows: dict[str, Row], n: int) -> None:
             ours.start(number, f"--address={head}", "--num-cpus=1")
         how: dict[str, Any] = {"at": ours.within(1), "more": ours.environment | {"GLOO_SOCKET_IFNAME": "eth0"}}
         training = Training(JOB, folder / "link", head, **how)
+        cut: list[int] = []
+
+        def fault() -> None:
+            cut.append(max(ours.that_train()))
+            ours.cut(cut[-1])
+
         for _ in range(n):
-            struck = max(ours.that_train())
-            strike(training, rows["link cut"], partial(ours.cut, struck))
-            ours.switch_off(struck)  # one disk is all machines': on it, one that is cut off would go on writing
+            strike(training, rows["link cut"], fault)
+            ours.switch_off(cut[-1])  # one disk is all machines': on it, one that is cut off would go on writing
             say("link cut", rows["link cut"])
         ended(training, folder, [rows["link cut"]])
 
