@@ -38,7 +38,7 @@ def cluster(num_cpus: int, object_store_gib: float | None = None) -> Iterator[No
     There are logical CPUs for all workers even where cores are fewer: the same job runs on a small machine, slower.
 
     Raises:
-        ResourceError: RAY_ADDRESS names a cluster that does not answer.
+        ResourceError: RAY_ADDRESS names a cluster that does not answer or is of other versions, or Ray does not start.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -60,10 +60,8 @@ def cluster(num_cpus: int, object_store_gib: float | None = None) -> Iterator[No
     try:
         try:
             ray.init(address if head is None else _address_of(head), log_to_driver=False, logging_level="ERROR")
-        except ConnectionError as error:
-            raise _no_answer(str(address), error) from None
-        except RuntimeError as error:
-            raise ResourceError(f"Ray does not start on this machine: {error}") from None
+        except (ConnectionError, RuntimeError) as error:
+            raise _not_there(address, error) from None
         if callable(on_termination) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_termination)  # Ray has put its own there
         yield
@@ -73,7 +71,7 @@ def cluster(num_cpus: int, object_store_gib: float | None = None) -> Iterator[No
             head.end()
 
 
-# A Ray that was begun before it is needed, and whether a command has it since
+# A Ray that was begun before it is needed, until `cluster` takes it
 _early: list[Head] = []
 
 
@@ -159,6 +157,15 @@ def _require_answer(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), ANSWER_TIMEOUT_S).close()
     except OSError as error:
         raise _no_answer(address, error) from None
+
+
+def _not_there(address: str | None, error: Exception) -> ResourceError:
+    said = " ".join(str(error).split())
+    if address is None:
+        return ResourceError(f"Ray does not start on this machine: {said}")
+    if isinstance(error, ConnectionError):
+        return _no_answer(address, error)
+    return ResourceError(f"the cluster that RAY_ADDRESS = {address!r} names cannot be used from here: {said}")
 
 
 def _no_answer(address: str, error: Exception) -> ResourceError:

@@ -110,6 +110,23 @@ def test_one_that_cannot_start_is_one_clear_error(job_file: Path) -> None:
 
 
 @pytest.mark.cluster
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_cluster_of_another_version_is_one_clear_error(
+    job_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    (tmp_path / "sitecustomize.py").write_text("import ray\nray.__version__ = '2.0.0'\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    process = started(job_file)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 2, said
+    assert "names cannot be used from here: Version mismatch: The cluster was started with: Ray: 2.6" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.cluster
 def test_a_job_that_is_wrong_leaves_none(job_file: Path) -> None:
     wrong = yaml.dump(JOB | {"network": {"kind": "feedforward", "hiden": [32]}})
     job_file.write_text(wrong)
