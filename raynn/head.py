@@ -43,7 +43,7 @@ class Head:
             RuntimeError: it could not; its last line of words.
         """
         assert self._process.stdout is not None
-        address = self._process.stdout.readline().decode().strip()
+        address = self._process.stdout.read().decode()
         if not address:
             self._process.wait()
             self._said.seek(0)
@@ -69,12 +69,13 @@ def main() -> None:
     """In the process."""
     import ray
 
+    answer = os.dup(1)
+    os.dup2(2, 1)  # whatever Ray prints is no address
     ray.init(**json.loads(sys.argv[1]))
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes at once, they are for the command to heed
         signal.signal(number, signal.SIG_IGN)
-    with suppress(BrokenPipeError):
-        sys.stdout.write(ray.get_runtime_context().gcs_address + "\n")
-        sys.stdout.flush()
+    with suppress(BrokenPipeError), os.fdopen(answer, "w") as stream:
+        stream.write(ray.get_runtime_context().gcs_address)
     sys.stdin.buffer.read()
     ray.shutdown()
 
