@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -35,6 +36,8 @@ class Machines:
         self.folder, self.count = folder, count
         self.local = folder / "local"  # the same path, another folder on each
         self.token = folder / "token"
+        # a short path: Ray's sockets lie in it, and the name of one holds at most 107 bytes
+        self.rays = Path(tempfile.mkdtemp(prefix="raynn-", dir="/tmp"))
         self.nodes: list[subprocess.Popen[bytes]] = []
         self.apart: set[int] = set()
 
@@ -86,7 +89,7 @@ class Machines:
         """Ray on one machine."""
         address = f"{NETWORK}.{number}"
         command = ["ray", "start", "--block", f"--node-ip-address={address}", "--object-store-memory=200000000"]
-        command += [f"--temp-dir={self.folder}/{number}", *options]
+        command += [f"--temp-dir={self.rays}/{number}", *options]
         with (self.folder / f"{number}.log").open("wb") as log:
             self.nodes.append(
                 subprocess.Popen(
@@ -134,6 +137,7 @@ class Machines:
         for number in range(1, self.count + 1):
             subprocess.run(["ip", "netns", "delete", f"raynn{number}"], stderr=subprocess.DEVNULL, check=False)
         subprocess.run(["ip", "link", "delete", BRIDGE], stderr=subprocess.DEVNULL, check=False)
+        shutil.rmtree(self.rays, ignore_errors=True)
 
 
 @contextmanager
