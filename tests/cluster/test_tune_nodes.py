@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_faults import command_line
+from nodes import command_line, wait_until
 from test_tune_faults import JOB, summary
 
 from raynn.cluster import descendants
@@ -115,8 +115,13 @@ def lose_a_node(nodes: Nodes, process: subprocess.Popen[str], journal: Path, epo
     while process.poll() is None and epochs_told(journal) < epochs:
         time.sleep(0.02)
     assert process.poll() is None, "the search ended before a node could be lost"
-    running = [node for name in what for node in nodes.that_run(name)]
-    assert running, f"no node but the first has a process {what}"
+    running: list[int] = []
+
+    def found() -> bool:  # between two calls a process may be called otherwise
+        running.extend(node for name in what for node in nodes.that_run(name))
+        return bool(running)
+
+    wait_until(found, 10)
     nodes.lose(running[0])
 
 
