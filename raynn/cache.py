@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import io
 import os
 import pickle
 import tempfile
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any, BinaryIO
 from weakref import ReferenceType, ref
 
 import pyarrow as pa
@@ -25,6 +27,7 @@ import pyarrow as pa
 from raynn.drivers import LocalDriver, Parts, TableFunction
 from raynn.encoded import Blocks
 from raynn.fragments import Fragment
+from raynn.settings import Settings
 
 WORTHWHILE_S = 0.1  # what took less to make is made again
 LIBRARIES = ("numpy", "pandas", "pillow", "pyarrow", "safetensors")
@@ -143,10 +146,26 @@ def _stamp(fragment: Fragment) -> Stamp | None:
 
 def _digest(function: object) -> str | None:
     """Of a function and all that is bound to it; None where that cannot be written down."""
+    written = io.BytesIO()
     try:
-        return hashlib.sha256(pickle.dumps(function)).hexdigest()
-    except (pickle.PicklingError, AttributeError, TypeError):
+        _ByValue(written).dump(function)
+    except (pickle.PicklingError, AttributeError, TypeError, ValueError, RecursionError):
         return None
+    return hashlib.sha256(written.getvalue()).hexdigest()
+
+
+class _ByValue(pickle.Pickler):
+    """Writes equal objects equally, in every process."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file)
+        self.fast = True  # equal texts are written out, be they one object or two
+
+    def reducer_override(self, written: Any) -> Any:
+        """Settings by their values: pydantic also keeps which were given, a set, whose order differs from process to
+        process.
+        """
+        return (type(written), (dict(vars(written)),)) if isinstance(written, Settings) else NotImplemented
 
 
 def _joined(*parts: str) -> str:

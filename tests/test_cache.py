@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -231,3 +233,30 @@ def test_two_runs_of_a_job_are_the_same_run(garden: Path, tmp_path: Path) -> Non
         run = train(Job.from_dict(job))
         metrics.append((run / "model" / "weights.safetensors").read_bytes())
     assert metrics[0] == metrics[1]
+
+
+DIGESTS = """
+import functools, sys
+from raynn.cache import _digest
+from raynn.job import Job
+tree = {"data": {"train": "x", "target": "y", "validation": 0.2, "test": 0.1}, "network": {"kind": "feedforward"}}
+read = functools.partial(print, Job.from_dict(tree).data, ["".join(["a", "b"]), "ab"])
+print(_digest(read))
+"""
+
+
+def test_a_key_is_the_same_in_every_process() -> None:
+    """Whatever order its sets have, and whether equal texts are one object."""
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env=os.environ | {"PYTHONHASHSEED": str(seed)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for script in (DIGESTS, DIGESTS.replace('"".join(["a", "b"])', '"ab"'))
+        for seed in (1, 2, 3)
+    }
+    assert len(found) == 1
+    assert len(found.pop().strip()) == 64
