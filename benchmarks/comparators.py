@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,28 +56,34 @@ def trained(work: Work, arrays: Arrays, model: nn.Module, batches: Any, rows: in
     optimizer = torch.optim.AdamW(model.parameters(), lr=work.lr)
     watch = Watch(rows or len(arrays["target"]))
     for epoch in range(work.epochs):
-        started, total = time.perf_counter(), torch.zeros(())
-        for batch in batches(epoch):
-            loss = loss_of(model(batch), batch)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += loss.detach()
-            watch.step()
-        float(total)
-        watch.epoch_s.append(time.perf_counter() - started)
+        watch.epoch_s.append(an_epoch(model, optimizer, batches(epoch), watch.step))
     return watch
+
+
+def an_epoch(model: nn.Module, optimizer: Any, batches: Iterable[Batch], stepped: Callable[[], None]) -> float:
+    """Seconds of one."""
+    started, total = time.perf_counter(), torch.zeros(())
+    for batch in batches:
+        loss = loss_of(model(batch), batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total += loss.detach()
+        stepped()
+    float(total)
+    return time.perf_counter() - started
+
+
+def shuffled(rows: Batch, num_rows: int) -> Iterator[Batch]:
+    """All rows in a random order, so many at a time."""
+    for rows_B in torch.randperm(len(rows["target"])).split(num_rows):
+        yield {name: x[rows_B] for name, x in rows.items()}
 
 
 def plain(work: Work, arrays: Arrays, options: argparse.Namespace) -> dict[str, float]:
     """All rows in memory, shuffled and gathered."""
     rows, model = tensors_of(arrays), work.build(arrays)
-
-    def batches(epoch: int) -> Iterator[Batch]:
-        for rows_B in torch.randperm(len(rows["target"])).split(work.rows):
-            yield {name: x[rows_B] for name, x in rows.items()}
-
-    return trained(work, arrays, model, batches).told(model)
+    return trained(work, arrays, model, lambda epoch: shuffled(rows, work.rows)).told(model)
 
 
 class Rows(torch.utils.data.Dataset[Batch]):

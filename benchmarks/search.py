@@ -68,15 +68,10 @@ class Trial:
     def epoch(self) -> float:
         """Trains for one; the accuracy after it."""
         import torch
-        from works import loss_of
+        from comparators import an_epoch, shuffled
 
         self.model.train()
-        for rows_B in torch.randperm(len(self.rows["target"])).split(self.batch):
-            batch = {name: x[rows_B] for name, x in self.rows.items()}
-            loss = loss_of(self.model(batch), batch)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
+        an_epoch(self.model, self.optimizer, shuffled(self.rows, self.batch), lambda: None)
         self.model.eval()
         with torch.no_grad():
             right = self.model(self.held_out).argmax(1) == self.held_out["target"]

@@ -11,25 +11,24 @@ freed memory (allocator.py) is the process's, so that the hand-written loop has 
 from __future__ import annotations
 
 import argparse
-import os
+import datetime
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from comparators import tensors_of
-from works import WORKS, Work, loss_of
+from comparators import an_epoch, shuffled, tensors_of
+from throughput import machine
+from works import WORKS, Work
 
 from raynn.allocator import keep_freed_memory
 from raynn.cache import RememberingDriver
 from raynn.collectives import Workers
 from raynn.encoded import itself
-from raynn.folder import processor_name
 from raynn.job import Job
 from raynn.loop import TrainingState, train_epochs
 from raynn.placement import place_shards
@@ -58,16 +57,7 @@ def theirs(work: Work, data: Path) -> Iterator[float]:
     rows, model = tensors_of(arrays), work.build(arrays)
     optimizer, num_rows = torch.optim.AdamW(model.parameters(), lr=work.lr), len(arrays["target"])
     while True:
-        started, total = time.perf_counter(), torch.zeros(())
-        for rows_B in torch.randperm(num_rows).split(work.rows):
-            batch = {name: x[rows_B] for name, x in rows.items()}
-            loss = loss_of(model(batch), batch)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += loss.detach()
-        float(total)
-        yield num_rows / (time.perf_counter() - started)
+        yield num_rows / an_epoch(model, optimizer, shuffled(rows, work.rows), lambda: None)
 
 
 def contest(name: str, data: Path, epochs: int) -> str:
@@ -98,7 +88,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
-    print(f"{os.cpu_count()} cores of {processor_name()}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}\n")
+    print(f"{machine()}; {datetime.date.today()}\n")
     print("| | raynn, examples/s | hand-written | ratio | quartiles | epochs |\n|---|---|---|---|---|---|", flush=True)
     for name in options.only:
         print(contest(name, options.data, options.epochs), flush=True)
