@@ -12,9 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
 import ray
 from ray import tune
+from ray.air.execution.resources.fixed import FixedResourceManager
+from ray.tune.execution import tune_controller as controllers
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
@@ -296,6 +299,7 @@ def run_trials(desk: Desk, shared: SharedData, slots: Slots) -> None:
     # several workers hold their own resources; what drives them takes next to nothing
     many = desk.job.resources.max_workers > 1
     resources = {"CPU": 0, "memory": 1} if many else {"CPU": slots.cpus, "GPU": slots.gpus}
+    room = FixedResourceManager({name: amount * slots.concurrent for name, amount in resources.items()})
     trainable = tune.with_parameters(TrialActor, shared=shared, threads=slots.threads)
     scratch = desk.folder / "scratch"
     on_interrupt = signal.getsignal(signal.SIGINT)
@@ -317,7 +321,11 @@ def run_trials(desk: Desk, shared: SharedData, slots: Slots) -> None:
         ),
     )
     try:
-        tuner.fit()
+        # An actor asks for its own room. By default Tune asks for a placement group first, also for trials that it then
+        # runs in an actor that has become free, and removes it at once: where Ray 2.60 is just placing it, its room
+        # stays taken for as long as the cluster lives.
+        with patch.object(controllers, "PlacementGroupResourceManager", lambda: room):
+            tuner.fit()
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, on_interrupt)

@@ -77,9 +77,10 @@ def all_is_free(cpus: float) -> bool:
 def test_what_a_search_finds_can_be_trained_again(ray_cluster: None, tmp_path: Path) -> None:
     """A table, a run folder a trial, the winner's model and its test metrics, and a job file that gives the same."""
     scheduler = {"kind": "asha", "grace_period": 1, "reduction_factor": 2}
-    search = tune(
-        job(tmp_path, {"scheduler": scheduler, "concurrent_trials": 1})
-    )  # more at a time may leave none to cut
+    groups = len(ray.util.placement_group_table())
+    # more at a time may leave none to cut
+    search = tune(job(tmp_path, {"scheduler": scheduler, "concurrent_trials": 1}))
+    assert len(ray.util.placement_group_table()) == groups, "one that is removed while Ray places it stays reserved"
     result, table = result_of(search), pq.read_table(search / "trials.parquet").to_pylist()
     assert sum(result["trials"].values()) == len(table) == 6
     assert result["trials"]["cut"] >= 1
