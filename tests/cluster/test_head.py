@@ -148,6 +148,7 @@ def test_it_ends_with_a_command_that_is_killed(job_file: Path, tmp_path: Path) -
     below = descendants(process.pid)
     lines = " ".join(map(command_line, below))
     assert all(name in lines for name in ("head.py", "gcs_server", "raylet", "TrainWorker"))
+    assert not any(name in lines for name in ("dashboard.py", "monitor.py")), "they would be waited for"
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=20)
     wait_until(lambda: not any(map(command_line, below)), 30)
