@@ -13,6 +13,7 @@ from raynn.catalog import CATALOG
 from raynn.collectives import gpu_names
 from raynn.connection import look_at
 from raynn.folder import environment
+from raynn.footprint import in_words
 from raynn.hosts import expected_preparing, preparing_here, uses_ray
 from raynn.job import Job
 from raynn.lanes import Lanes
@@ -155,7 +156,8 @@ def check_job(path: str, overrides: Sequence[str], link: str = DEFAULT_LINK) -> 
         answer["footprint"] = asdict(understood.footprint) | {"table_bytes": understood.footprint.table_bytes}
     tried = rehearse(job, prepared.preprocessing, prepared.encoded, residence, fetch=preparing.fetch)
     held = {f"{name}_bytes": size for name, size in asdict(tried.memory).items()}
-    answer["memory"] = asdict(residence) | held | {"total_bytes": tried.memory.total}
+    room = tried.memory.process + free_memory_bytes()
+    answer["memory"] = asdict(residence) | held | {"total_bytes": tried.memory.total, "room_bytes": room}
     batch_rows = job.optimization.global_batch_size
     answer["scaling"] = _scaling(tried, over, batch_rows, lanes.count)
     size, step_s = tried.compute.points[-1]
@@ -178,6 +180,7 @@ def check_job(path: str, overrides: Sequence[str], link: str = DEFAULT_LINK) -> 
         str(residence),
         _weights_line(job, *share),
         str(tried.memory),
+        *_beyond(tried, room),
         f"a step of {size} rows takes {1000 * step_s:.3g} ms here, with {with_what}",
         f"how many workers like this help{apart}:",
         *scaling_lines(tried.compute, tried.traffic, over, batch_rows, lanes.count),
@@ -209,6 +212,16 @@ def _scaling(tried: Rehearsal, over: Link, batch_rows: int, num_lanes: int) -> A
         ],
         "worthwhile_workers": worthwhile(table),
     }
+
+
+def _beyond(tried: Rehearsal, room: int) -> list[str]:
+    """What to do where one worker would hold more than this machine has for it."""
+    if tried.device != "cpu" or tried.memory.total <= room:
+        return []
+    return [
+        f"WARNING: this machine has {in_words(room)} for it. To hold less: resources.memory_gib bounds the rows, "
+        "optimization.accumulate the activations, resources.strategy=fsdp on more workers the network and its moments"
+    ]
 
 
 def _weights_line(job: Job, held: int, gathered: int) -> str:

@@ -269,6 +269,17 @@ def test_check_says_what_a_step_holds_and_when_another_worker_stops_helping(
     assert "memory of a worker, about" in out
 
 
+def test_check_warns_of_a_worker_that_does_not_fit(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "WARNING" not in printed(capsys, "check", "job.yaml")[0]
+    monkeypatch.setattr("raynn.check.free_memory_bytes", lambda: 0)
+    out, _ = printed(capsys, "check", "job.yaml")
+    assert re.search(r"\nWARNING: this machine has [\d,.]+ [MG]iB for it\. To hold less: resources.memory_gib", out)
+    memory = answered(capsys, "check", "job.yaml")["memory"]
+    assert memory["room_bytes"] == memory["process_bytes"] < memory["total_bytes"]
+
+
 def test_check_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
     answer = answered(capsys, "check")
     assert set(answer) == {"python", "packages", "cpus", "free_memory_gib", "gpus", "cluster"}
