@@ -108,8 +108,7 @@ def _asked(path: str, overrides: Sequence[str], verb: str) -> tuple[int, float |
 
 def _options(num_cpus: int, object_store_gib: float | None) -> dict[str, Any]:
     """Of a Ray that is started here."""
-    options: dict[str, Any] = {"address": "local", "num_cpus": max(os.cpu_count() or 1, num_cpus)}
-    options |= {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+    options = {"num_cpus": max(os.cpu_count() or 1, num_cpus)}
     return options | ({} if object_store_gib is None else {"object_store_memory": int(object_store_gib * 2**30)})
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -23,7 +24,9 @@ class Head:
     """The process. It ends with the command, even one that is killed: it sees its standard input end."""
 
     def __init__(self, options: Mapping[str, Any], environment: Mapping[str, str]) -> None:
-        """Begins; `options` are `ray.init`'s, and `environment` is what Ray's shall be where this one is silent."""
+        """Begins; `options` are `num_cpus` and, if wanted, `object_store_memory` [bytes]; `environment` is what Ray's
+        shall be where this one is silent.
+        """
         self.options = dict(options)
         self._said = tempfile.TemporaryFile()
         # -P: beside this file there are modules, whose names are not to hide those of others
@@ -65,19 +68,44 @@ class Head:
                 process.kill()  # and with it what it has started
 
 
+def _started(options: Mapping[str, Any]) -> Any:
+    """Ray on this machine, as `ray.init` starts it, but for processes that here do nothing and would be waited for:
+    those of the autoscaler, of workers' output (nobody prints it), and of a dashboard that is left with counting usage.
+    """
+    from ray._private import node, parameter
+    from ray._private.authentication import authentication_token_setup as tokens
+
+    class Node(node.Node):  # type: ignore[misc]
+        def start_api_server(self, **options: Any) -> None:
+            """None."""
+
+        def start_ray_processes(self) -> None:
+            """And waits until they are there, for which Ray looks once a second."""
+            super().start_ray_processes()
+            raylet = self.all_processes["raylet"][0].process
+            while raylet.poll() is None and not self.get_gcs_client().get_all_node_info():
+                time.sleep(0.02)
+
+    tokens.enable_token_auth_by_default()
+    tokens.ensure_token_if_auth_enabled({}, create_token_if_missing=True)
+    unwanted = {"include_log_monitor": False, "no_monitor": True}
+    # a port of its own choice: by default it tries one for 4 s that another Ray on this machine has
+    parameters = parameter.RayParams(dashboard_agent_listen_port=0, **unwanted, **options)
+    return Node(parameters, head=True, shutdown_at_exit=False, ray_init_cluster=True)
+
+
 def main() -> None:
     """In the process."""
-    import ray
-
     answer = os.dup(1)
     os.dup2(2, 1)  # whatever Ray prints is no address
-    ray.init(**json.loads(sys.argv[1]))
+    node = _started(json.loads(sys.argv[1]))
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes at once, they are for the command to heed
         signal.signal(number, signal.SIG_IGN)
     with suppress(BrokenPipeError), os.fdopen(answer, "w") as stream:
-        stream.write(ray.get_runtime_context().gcs_address)
+        stream.write(node.gcs_address)
     sys.stdin.buffer.read()
-    ray.shutdown()
+    node.destroy_external_storage()
+    node.kill_all_processes(check_alive=False, allow_graceful=True)
 
 
 if __name__ == "__main__":

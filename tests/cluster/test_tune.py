@@ -270,7 +270,8 @@ def test_a_trial_whose_process_dies_goes_on(ray_cluster: None, tmp_path: Path, w
     def kill() -> None:
         while not journal.exists() or journal.read_text().count('"epoch"') < 3:
             time.sleep(0.01)
-        killed.append(next(pid for pid in descendants(os.getpid()) if process in command_line(pid)))
+        while not killed:  # a process may be called otherwise between two calls
+            killed.extend([pid for pid in descendants(os.getpid()) if process in command_line(pid)][:1])
         os.kill(killed[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill, daemon=True)
