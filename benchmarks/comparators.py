@@ -120,6 +120,7 @@ def ddp(work: Work, arrays: Arrays, options: argparse.Namespace) -> dict[str, fl
             yield {name: x[rows_B] for name, x in rows.items()}
 
     told = trained(work, arrays, model, batches).told(model)
+    torch.distributed.barrier()  # gloo aborts a process whose peer has gone
     torch.distributed.destroy_process_group()
     return told if rank == 0 else {}
 
