@@ -28,9 +28,10 @@ test: .venv/.installed
 	.venv/bin/pytest -n 2 --dist loadscope -m 'not cluster and not slow and not gpu'
 	.venv/bin/pytest -m 'cluster and not slow and not gpu'
 
-# Timed, and therefore no test; LIGHTNING names the Python of an environment that has it.
+# Timed, and therefore no test; LIGHTNING and LUDWIG name the Python of an environment that has it.
 bench: .venv/.installed
-	.venv/bin/python benchmarks/throughput.py $(DATA) $(if $(LIGHTNING),--python $(LIGHTNING)) --out docs/benchmarks.md
+	.venv/bin/python benchmarks/throughput.py $(DATA) --out docs/benchmarks.md \
+		$(if $(LIGHTNING),--lightning $(LIGHTNING)) $(if $(LUDWIG),--ludwig $(LUDWIG))
 	.venv/bin/python benchmarks/search.py $(DATA) --append docs/benchmarks.md
 
 # The reports of made-up runs and of a made-up search, opened in Chromium; the tops of two of them are in the README.

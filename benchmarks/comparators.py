@@ -1,7 +1,7 @@
 """Those that raynn is compared with, each written as its documentation shows it. One training a call, in a process of
 its own; prints one JSON object: examples_per_second after the first epoch, seconds to the first step, parameters.
 
-    python benchmarks/comparators.py plain|loader|ddp|lightning|ray|ray_materialized WORK DATA
+    python benchmarks/comparators.py plain|loader|ddp|lightning|ludwig|ray|ray_materialized WORK DATA
         [--threads 1] [--workers 1]
 """
 
@@ -120,6 +120,7 @@ def ddp(work: Work, arrays: Arrays, options: argparse.Namespace) -> dict[str, fl
             yield {name: x[rows_B] for name, x in rows.items()}
 
     told = trained(work, arrays, model, batches).told(model)
+    torch.distributed.barrier()  # gloo aborts a process whose peer has gone
     torch.distributed.destroy_process_group()
     return told if rank == 0 else {}
 
@@ -155,6 +156,50 @@ def lightning(work: Work, arrays: Arrays, options: argparse.Namespace) -> dict[s
     quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
     L.Trainer(max_epochs=work.epochs, accelerator="cpu", enable_model_summary=False, **quiet).fit(module, data)
     return watch.told(module)
+
+
+def ludwig(work: Work, arrays: Arrays, options: argparse.Namespace) -> dict[str, float]:
+    """LudwigModel on a table of the same rows, which it encodes itself; only for tables of numbers and categories.
+    No evaluation, and of what Ludwig saves by default nothing is saved.
+    """
+    import pandas as pd
+    from ludwig.api import LudwigModel
+    from ludwig.callbacks import Callback
+
+    numeric_NF, categorical_NF = arrays["numeric"], arrays["categorical"]
+    table = pd.DataFrame(numeric_NF, columns=[f"number_{i}" for i in range(numeric_NF.shape[1])])
+    inputs: list[dict[str, Any]] = [{"name": name, "type": "number"} for name in table]
+    for i, size in enumerate(categorical_NF.max(0) + 1):
+        table[f"category_{i}"] = categorical_NF[:, i].astype(str)
+        encoder = {"type": "dense", "embedding_size": min(50, round(1.6 * size**0.56))}
+        inputs.append({"name": f"category_{i}", "type": "category", "encoder": encoder})
+    table["target"] = arrays["target"].astype(str)
+    layers = {"num_fc_layers": 3, "output_size": 256, "activation": "relu"}
+    trainer = {"epochs": work.epochs, "batch_size": work.rows, "learning_rate": work.lr, "early_stop": -1}
+    config = {
+        "input_features": inputs,
+        "output_features": [{"name": "target", "type": "category"}],
+        "combiner": {"type": "concat", **layers},
+        "trainer": {**trainer, "optimizer": {"type": "adamw"}, "skip_all_evaluation": True},
+        "preprocessing": {"split": {"type": "random", "probabilities": [1.0, 0.0, 0.0]}},
+    }
+    watch = Watch(len(table))
+
+    class Clock(Callback):  # type: ignore[misc]
+        def on_epoch_start(self, *args: Any) -> None:
+            self.started = time.perf_counter()
+
+        def on_batch_end(self, *args: Any, **more: Any) -> None:
+            watch.step()
+
+        def on_epoch_end(self, *args: Any) -> None:
+            watch.epoch_s.append(time.perf_counter() - self.started)
+
+    model = LudwigModel(config, backend="local", callbacks=[Clock()])
+    nothing = ("training_description", "training_statistics", "model", "progress", "log", "processed_input")
+    skipped = {f"skip_save_{name}": True for name in nothing}
+    model.train(training_set=table, output_directory=str(options.storage), **skipped)
+    return watch.told(model.model)
 
 
 def ray_materialized(work: Work, arrays: Arrays, options: argparse.Namespace) -> dict[str, float]:
@@ -217,7 +262,9 @@ def ray(work: Work, arrays: Arrays, options: argparse.Namespace, materialized: b
 def main() -> None:
     """Trains once."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("comparator", choices=["plain", "loader", "ddp", "lightning", "ray", "ray_materialized"])
+    parser.add_argument(
+        "comparator", choices=["plain", "loader", "ddp", "lightning", "ludwig", "ray", "ray_materialized"]
+    )
     parser.add_argument("work", choices=list(WORKS))
     parser.add_argument("data", type=Path)
     parser.add_argument("--threads", type=int, default=1)

@@ -1,13 +1,13 @@
 """How fast raynn trains beside others: the same work, the same threads, in turn, in one session.
 
-    .venv/bin/python benchmarks/throughput.py DATA [--rounds 3] [--only mlp cnn lstm text] [--python PATH]
-        [--out docs/benchmarks.md]
+    .venv/bin/python benchmarks/throughput.py DATA [--rounds 3] [--only mlp cnn lstm text]
+        [--lightning PYTHON] [--ludwig PYTHON] [--out docs/benchmarks.md]
 
 DATA is a folder with adult_train.parquet, fashion_mnist_test.parquet, japanesevowels_train.parquet and
 tiny_shakespeare.txt. Each round runs every contestant once, raynn as a user does (`raynn train`), the others as
 comparators.py has them, each in a process of its own; a round's ratio is raynn's rate over the other's in the same
-round, and its number raynn's seed. The table holds medians over the rounds and their range. `--python` is an
-environment that has Lightning; without it Lightning is left out.
+round, and its number raynn's seed. The table holds medians over the rounds and their range. Lightning and Ludwig are
+run by the Python of an environment that has them (Ludwig brings a torch and a pandas of its own) and left out without.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ PLAIN = Contestant("hand-written loop, rows in memory", "plain")
 OTHERS = (
     Contestant("DataLoader", "loader"),
     Contestant("Lightning", "lightning"),
+    Contestant("Ludwig", "ludwig"),
     Contestant("Ray's recipe", "ray"),
     Contestant("Ray's recipe, data materialized", "ray_materialized"),
 )
@@ -76,7 +77,7 @@ TITLES = {
 
 
 def run(
-    contestant: Contestant, work: str, data: Path, folder: Path, other_python: str | None, seed: int
+    contestant: Contestant, work: str, data: Path, folder: Path, pythons: dict[str, str | None], seed: int
 ) -> Figures | None:
     """One training in a process of its own: its figures, and `total_s` from the process's start to its end."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "RAYNN_REPORT": "off", "BENCH_STARTED_AT": str(time.time())}
@@ -84,9 +85,9 @@ def run(
         command = _raynn(contestant, work, data, folder, seed)
     else:
         script = [str(HERE / "comparators.py"), contestant.kind, work, str(data), "--storage", str(folder)]
-        if contestant.kind == "lightning" and other_python is None:
+        python = pythons.get(contestant.kind, sys.executable)
+        if python is None:
             return None
-        python = other_python if contestant.kind == "lightning" and other_python else sys.executable
         command = [python, *script]
         if contestant.kind == "ddp":
             command = [python, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={contestant.workers}"]
@@ -123,14 +124,14 @@ def _raynn(contestant: Contestant, work: str, data: Path, folder: Path, seed: in
     return [sys.executable, "-m", "raynn", "train", str(path), "--json", "--quiet"]
 
 
-def measured(work: str, data: Path, rounds: int, other_python: str | None) -> dict[str, list[Figures]]:
+def measured(work: str, data: Path, rounds: int, pythons: dict[str, str | None]) -> dict[str, list[Figures]]:
     """Figures of every contestant, one a round."""
     contestants = list(dict.fromkeys(each for pair in FIELD[work] for each in pair))
     found: dict[str, list[Figures]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds):
             for contestant in contestants if number % 2 == 0 else reversed(contestants):
-                figures = run(contestant, work, data, Path(folder), other_python, number)
+                figures = run(contestant, work, data, Path(folder), pythons, number)
                 if figures is not None:
                     found.setdefault(contestant.name, []).append(figures)
                     print(f"{work} round {number + 1}: {contestant.name}: {figures}", file=sys.stderr, flush=True)
@@ -171,13 +172,14 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=list(WORKS), default=list(WORKS))
-    parser.add_argument("--python", help="of an environment with Lightning")
+    for name in ("lightning", "ludwig"):
+        parser.add_argument(f"--{name}", metavar="PYTHON", help=f"of an environment with {name.title()}")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     head = f"One thread a process; {machine()}; {datetime.date.today()}; medians of {options.rounds} rounds, in turn.\n"
-    parts = [head]
+    parts, pythons = [head], {"lightning": options.lightning, "ludwig": options.ludwig}
     for work in options.only:
-        parts.append(table(work, measured(work, options.data.resolve(), options.rounds, options.python)))
+        parts.append(table(work, measured(work, options.data.resolve(), options.rounds, pythons)))
     text = "\n".join(parts)
     print(text)
     if options.out:
