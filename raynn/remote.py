@@ -22,7 +22,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from raynn.ledger import FILE as JOURNAL
 
 MANIFEST = "manifest.json"
 CLAIM = ".claim-"
+SPARE = ".spare"
 CHUNK_BYTES = 8 << 20
 MANIFEST_TRIES = 10
 TRIES = 3  # of a reader whose files are replaced while it reads
@@ -44,6 +45,8 @@ PROGRESS_EVERY_S = 10.0  # progress.json alone, which changes all the time
 _LOCAL = re.compile(r"(^|/)(scratch|partial-[^/]*|manifest\.json|[^/]*\.partial(-\d+)?|[^/]*\.lock)(/|$)")
 _CHECKPOINT = re.compile(r"(.*/)?checkpoints/(refit/)?epoch-\d+/")
 _CHECKPOINTS = re.compile(r"(^|/)checkpoints/")
+
+PUT_WHOLE = ("s3", "gcs")  # where a file is there whole or not at all; elsewhere it is emptied, and then written
 
 AWAY = (OSError, pa.ArrowException)  # what pyarrow raises where a server does not answer, or says no
 
@@ -134,11 +137,12 @@ class Remote:
         """
         for attempt in range(MANIFEST_TRIES):
             try:
-                with self.files.open_input_stream(f"{self.path}/{MANIFEST}") as stream:
-                    return Manifest.read(stream.read())
+                return self._manifest(MANIFEST)
             except FileNotFoundError:
                 break
             except (ValueError, KeyError) as error:
+                with suppress(FileNotFoundError, ValueError, KeyError):
+                    return self._manifest(f"{MANIFEST}{SPARE}")
                 # pyarrow asks for an object's size, then reads so much of it: of another one, if that was replaced
                 if attempt == MANIFEST_TRIES - 1:
                     raise OSError(f"{MANIFEST} is damaged ({error})") from error
@@ -148,10 +152,14 @@ class Remote:
             for info in self.files.get_file_info(FileSelector(self.path, allow_not_found=True, recursive=True))
             if info.type == FileType.File
         }
-        listed = {path: stamp for path, stamp in sorted(found.items()) if not path.startswith(CLAIM)}
+        listed = {p: stamp for p, stamp in sorted(found.items()) if not p.startswith(CLAIM) and not p.endswith(SPARE)}
         if not listed:
             return None
         return Manifest("listing-" + hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:12], listed)
+
+    def _manifest(self, name: str) -> Manifest:
+        with self.files.open_input_stream(f"{self.path}/{name}") as stream:
+            return Manifest.read(stream.read())
 
     def pull(self, *, keep_both: bool = False, only_these: bool = False) -> Path | None:
         """Brings what has changed there since this copy last met it. Where nobody has written since, the copy may be
@@ -228,16 +236,33 @@ class Remote:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f"{target.name}.partial")
         try:
-            with self.files.open_input_stream(f"{self.path}/{path}") as source, partial.open("wb") as file:
-                found = _copied(source, file)
+            found = self._fetched(path, partial)
         except FileNotFoundError:  # a checkpoint that was replaced meanwhile; its own checksums say the rest
             partial.unlink(missing_ok=True)
             return False
+        if path == JOURNAL and found != expected:
+            found = self._longer_journal(partial, found)
         as_said = found == expected if expected else partial.stat().st_size == stamp[0]
         if as_said:
             os.utime(partial, ns=(stamp[1], stamp[1]))
         partial.replace(target)
         return as_said
+
+    def _longer_journal(self, fetched: Path, found: str) -> str:
+        """Puts the spare one in the place of what was fetched if it is longer, as it only grows; the SHA-256 (hex)."""
+        spare = fetched.with_name(f"{JOURNAL}{SPARE}.partial")
+        with suppress(FileNotFoundError):
+            of_spare = self._fetched(f"{JOURNAL}{SPARE}", spare)
+            if spare.stat().st_size > fetched.stat().st_size:
+                spare.replace(fetched)
+                return of_spare
+        spare.unlink(missing_ok=True)
+        return found
+
+    def _fetched(self, path: str, target: Path) -> str:
+        """Copies a file from there; its SHA-256 (hex)."""
+        with self.files.open_input_stream(f"{self.path}/{path}") as source, target.open("wb") as file:
+            return _copied(source, file)
 
     def _changed_on_both_sides(self, known: Manifest, there: Manifest) -> bool:
         here = self.local()
@@ -301,7 +326,7 @@ class Remote:
             self._publish({}, {})
         files, sums, lost = dict(self.sent.files), dict(self.sent.sums), list[str]()
         for unit in _units(changed):
-            arrived = self._send(unit) if unit != [JOURNAL] or journal is None else self._send_bytes(JOURNAL, *journal)
+            arrived = self._send(unit) if unit != [JOURNAL] or journal is None else self._send_journal(*journal)
             files |= {path: stamp for path, (stamp, _) in arrived.items()}
             sums |= {path: found for path, (_, found) in arrived.items()}
             lost += [path for path in unit if path not in files]
@@ -342,10 +367,18 @@ class Remote:
             return None
         return content, (len(content), status.st_mtime_ns)
 
-    def _send_bytes(self, path: str, content: bytes, stamp: Stamp) -> dict[str, tuple[Stamp, str]]:
-        with self.files.open_output_stream(f"{self.path}/{path}") as target:
-            found = _copied(io.BytesIO(content), target)
-        return {path: (stamp, found)}
+    def _send_journal(self, content: bytes, stamp: Stamp) -> dict[str, tuple[Stamp, str]]:
+        return {JOURNAL: (stamp, self._overwrite(JOURNAL, content))}
+
+    def _overwrite(self, path: str, content: bytes) -> str:
+        """Writes a file that nothing else makes up for; its SHA-256 (hex). Where it would be emptied first, a spare one
+        is written before: whoever is killed meanwhile leaves one of the two whole.
+        """
+        found = ""
+        for name in (path,) if self.files.type_name in PUT_WHOLE else (f"{path}{SPARE}", path):
+            with self.files.open_output_stream(f"{self.path}/{name}") as target:
+                found = _copied(io.BytesIO(content), target)
+        return found
 
     def _publish(self, files: dict[str, Stamp], sums: dict[str, str]) -> None:
         """Writes the manifest: here first, so that it is known whose it is, whichever arrives."""
@@ -355,8 +388,7 @@ class Remote:
         manifest = Manifest(f"{self.writer}-{self.serial}", dict(files), kept, self.arrived)
         write_json(self.folder / MANIFEST, manifest.to_json(ours=True))
         self.sent = manifest
-        with self.files.open_output_stream(f"{self.path}/{MANIFEST}") as stream:
-            stream.write(json.dumps(manifest.to_json()).encode())
+        self._overwrite(MANIFEST, json.dumps(manifest.to_json()).encode())
         self.arrived = manifest.id
         if first:
             for claim in self.claims():

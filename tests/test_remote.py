@@ -328,6 +328,28 @@ def test_weights_that_were_damaged_there_are_refused(bucket: Bucket, tmp_path: P
     kept_at(bucket, tmp_path / "b").pull()
 
 
+@pytest.mark.parametrize("emptied", ["manifest.json", "search.jsonl"])
+def test_whoever_is_killed_while_a_file_is_emptied_leaves_a_spare_one(emptied: str, tmp_path: Path) -> None:
+    """Where a file is emptied before it is written, which S3 and Google's storage never do, but Azure's."""
+    there, url = tmp_path / "there", f"file://{tmp_path}/there"
+    there.mkdir()
+    (tmp_path / "a").mkdir()
+    here = Remote(tmp_path / "a", url)
+    write(here.folder, job="1", **{"search.jsonl": "begun\n"})
+    here.push()
+    before = (there / MANIFEST).read_bytes()
+    write(here.folder, job="22", **{"search.jsonl": "begun\nended\n"})
+    here.push()
+    (there / MANIFEST).write_bytes(before)  # which comes after the journal
+    (there / emptied).write_text("")
+    for name in ("b", "c"):
+        reader = Remote(tmp_path / name, url)
+        reader.pull()
+        assert contents(reader.folder) == {"job": "22", "search.jsonl": "begun\nended\n"}
+        reader.push()
+    assert (there / emptied).stat().st_size > 0 or emptied == MANIFEST
+
+
 def test_a_journal_never_tells_of_what_is_not_there(bucket: Bucket, tmp_path: Path) -> None:
     """A trial ends between the look and the sending: its end is told once its model is there, and so is its result."""
     here = kept_at(bucket, tmp_path / "a")
