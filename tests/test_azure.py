@@ -69,11 +69,11 @@ def files_in(url: str) -> dict[str, bytes]:
 
 
 def metrics_at(url: str) -> list[bytes]:
-    """The lines of a run's metrics.jsonl; none before there is one."""
+    """The lines of a run's metrics.jsonl; none before there is one, and while it is replaced."""
     files, path = open_file_system(url)
     try:
         return list(files.open_input_stream(f"{path}/metrics.jsonl").read().splitlines())
-    except FileNotFoundError:
+    except OSError:
         return []
 
 
