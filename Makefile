@@ -32,7 +32,7 @@ test: .venv/.installed
 bench: .venv/.installed
 	.venv/bin/python benchmarks/throughput.py $(DATA) --out docs/benchmarks.md \
 		$(if $(LIGHTNING),--lightning $(LIGHTNING)) $(if $(LUDWIG),--ludwig $(LUDWIG))
-	.venv/bin/python benchmarks/search.py $(DATA) --append docs/benchmarks.md
+	.venv/bin/python benchmarks/search.py $(DATA) --out docs/benchmarks.md
 
 # The reports of made-up runs and of a made-up search, opened in Chromium; the tops of two of them are in the README.
 pictures: .venv/.installed

@@ -1,7 +1,7 @@
 """What a search takes, from the start of its process to the end: raynn tune and those that people use instead, on the
 same settings of the same training, in turn.
 
-    .venv/bin/python benchmarks/search.py DATA [--rounds 3] [--only NAME ...] [--append docs/benchmarks.md]
+    .venv/bin/python benchmarks/search.py DATA [--rounds 3] [--only NAME ...] [--out docs/benchmarks.md]
 
 DATA is a folder with adult_train.parquet. An MLP of three layers of 256 on Adult, batches of 256, at most five epochs,
 4 learning rates x 4 rates of dropout, one thread a trial, two trials at a time but for the plain loop. Each is written
@@ -387,7 +387,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS))
-    parser.add_argument("--append", type=Path, help="a file to add the table to")
+    parser.add_argument("--out", type=Path, help="a page of the documentation with a place for the table")
     parser.add_argument("--as", dest="contestant", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -396,7 +396,7 @@ def main() -> None:
         told = globals()[options.contestant](data, options.folder)
         print(json.dumps(vars(told)) if told else "")
         return
-    from throughput import machine
+    from throughput import machine, put_into
 
     found: dict[str, list[dict[str, float]]] = {}
     for number in range(options.rounds):
@@ -407,8 +407,8 @@ def main() -> None:
     said = f"One thread a trial; {machine()}; {datetime.date.today()}; medians of {options.rounds} rounds, in turn."
     text = "\n".join([*rows_of(found), "", said, ""])
     print(text)
-    if options.append:
-        options.append.write_text(options.append.read_text() + "\n" + text)
+    if options.out:
+        put_into(options.out, "search", text)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@
 DATA is a folder with adult_train.parquet, fashion_mnist_test.parquet, japanesevowels_train.parquet and
 tiny_shakespeare.txt. Each round runs every contestant once, raynn as a user does (`raynn train`), the others as
 comparators.py has them, each in a process of its own; a round's ratio is raynn's rate over the other's in the same
-round, and its number raynn's seed. The table holds medians over the rounds and their range. Lightning and Ludwig are
+round, and its number raynn's seed. The table holds medians over the rounds and their range; `--out` puts it into a page
+between two marks. Lightning and Ludwig are
 run by the Python of an environment that has them (Ludwig brings a torch and a pandas of its own) and left out without.
 """
 
@@ -160,6 +161,16 @@ def table(work: str, found: dict[str, list[Figures]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def put_into(page: Path, name: str, text: str) -> None:
+    """Writes a text into a page of the documentation, in the place of what stands between the marks of that name; a
+    page without marks ends with it.
+    """
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+    written = page.read_text() if page.exists() else ""
+    before, marked, rest = written.partition(begin)
+    page.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2] if marked else ''}")
+
+
 def machine() -> str:
     """What it was measured on."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "ray"))
@@ -183,7 +194,7 @@ def main() -> None:
     text = "\n".join(parts)
     print(text)
     if options.out:
-        options.out.write_text(text)
+        put_into(options.out, "throughput", text)
 
 
 if __name__ == "__main__":
