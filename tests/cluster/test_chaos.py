@@ -86,7 +86,7 @@ def test_training(tmp_path: Path) -> None:
 
 
 def test_search(tmp_path: Path) -> None:
-    search: dict[str, Any] = SEARCH["search"] | {"trials": 12, "max_failed_trials": 0}
+    search: dict[str, Any] = SEARCH["search"] | {"trials": 40, "max_failed_trials": 0}
     job: dict[str, Any] = SEARCH | {"search": search, "resources": {"max_failures": 100}}
     undisturbed = searched(tmp_path / "undisturbed", 0, random.Random(0), job)
     folder = tmp_path / "struck"
