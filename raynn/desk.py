@@ -234,11 +234,14 @@ class Decisions(TrialScheduler):  # type: ignore[misc]
         """A new one, or one whose process died and that begins again from its checkpoint."""
         number = trial.config["number"]
         self.desk.of_tune[number] = trial
-        trial.config["told"] = self.desk.director.trials[number].epochs
+        ours = self.desk.director.trials[number]
+        trial.config["told"] = ours.epochs
+        controller = getattr(tune_controller, "_tune_controller", tune_controller)
+        if ours.status != "running":  # it was to end or to pause, but its process died before it could
+            controller._set_trial_status(trial, tune.experiment.trial.Trial.PAUSED)
         if not self.keeps_actors:
             # Tune ends an actor that no waiting trial is known for, and starting another costs seconds: as many are
             # kept as run at a time
-            controller = getattr(tune_controller, "_tune_controller", tune_controller)
             controller._actor_cache.increase_max(trial.placement_group_factory, self.slots.concurrent)
             self.keeps_actors = True
 

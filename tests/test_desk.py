@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from raynn.desk import Slots
+from raynn.desk import Decisions, Desk, Slots
 from raynn.desk import slots_for as slots_for_trials
 from raynn.errors import ResourceError
 from raynn.job import Job
+from raynn.ledger import FILE, Ledger
+from raynn.tuner import director_of
 
 
 def job(search: dict[str, Any] | None = None, **resources: Any) -> Job:
@@ -70,3 +74,33 @@ def test_too_small_a_cluster_is_refused(search: dict[str, Any], resources: dict[
     with pytest.raises(ResourceError) as caught:
         slots_for(job(search, **resources), {"CPU": 8})
     assert message in str(caught.value)
+
+
+class Controller:
+    """What is asked of Tune's."""
+
+    def __init__(self) -> None:
+        self.statuses: list[str] = []
+        self._actor_cache = self
+
+    def increase_max(self, kind: Any, number: int) -> None:
+        """Of actors kept."""
+
+    def _set_trial_status(self, trial: Any, status: str) -> None:
+        self.statuses.append(status)
+
+
+@pytest.mark.parametrize("status", ["cut", "paused", "finished"])
+def test_only_a_running_trial_begins_again_when_its_process_dies(status: Any, tmp_path: Path) -> None:
+    """Tune begins each again; one that was cut or paused just before would train on."""
+    slots, controller = Slots(1.0, 0.0, 1, 1), Controller()
+    desk = Desk(director_of(job(), Ledger(tmp_path / FILE), slots), tmp_path, job(), {})
+    trial = desk.next()
+    assert trial is not None
+    decisions, of_tune = Decisions(desk, slots), SimpleNamespace(config=desk.config(trial), placement_group_factory="")
+    decisions.on_trial_add(controller, of_tune)
+    decisions.on_trial_add(controller, of_tune)  # its process died
+    assert controller.statuses == []
+    desk.director.ledger.become(trial, status)
+    decisions.on_trial_add(controller, of_tune)
+    assert controller.statuses == ["PAUSED"], "where it stays until it is to go on, or the search is over"
