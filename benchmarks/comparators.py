@@ -22,7 +22,7 @@ import torch  # noqa: E402 - the clock starts before
 from torch import Tensor, nn  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))
-from works import WORKS, Arrays, Batch, Work, loss_of  # noqa: E402
+from works import WORKS, Arrays, Batch, Work, embedding_width, loss_of  # noqa: E402
 
 
 class Watch:
@@ -171,7 +171,7 @@ def ludwig(work: Work, arrays: Arrays, options: argparse.Namespace) -> dict[str,
     inputs: list[dict[str, Any]] = [{"name": name, "type": "number"} for name in table]
     for i, size in enumerate(categorical_NF.max(0) + 1):
         table[f"category_{i}"] = categorical_NF[:, i].astype(str)
-        encoder = {"type": "dense", "embedding_size": min(50, round(1.6 * size**0.56))}
+        encoder = {"type": "dense", "embedding_size": embedding_width(int(size))}
         inputs.append({"name": f"category_{i}", "type": "category", "encoder": encoder})
     table["target"] = arrays["target"].astype(str)
     layers = {"num_fc_layers": 3, "output_size": 256, "activation": "relu"}

@@ -7,8 +7,8 @@ DATA is a folder with adult_train.parquet, fashion_mnist_test.parquet, japanesev
 tiny_shakespeare.txt. Each round runs every contestant once, raynn as a user does (`raynn train`), the others as
 comparators.py has them, each in a process of its own; a round's ratio is raynn's rate over the other's in the same
 round, and its number raynn's seed. The table holds medians over the rounds and their range; `--out` puts it into a page
-between two marks. Lightning and Ludwig are
-run by the Python of an environment that has them (Ludwig brings a torch and a pandas of its own) and left out without.
+between two marks. Lightning and Ludwig are run by the Python of an environment that has them (Ludwig brings a torch and
+a pandas of its own), and left out without.
 """
 
 from __future__ import annotations

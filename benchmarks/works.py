@@ -88,13 +88,18 @@ def adult(data: Path) -> Arrays:
     return {name: x[rows] for name, x in arrays.items()}
 
 
+def embedding_width(num_categories: int) -> int:
+    """As many numbers as raynn gives a category by default."""
+    return min(50, round(1.6 * num_categories**0.56))
+
+
 class Mlp(nn.Module):
     """Embedded categories beside numbers, three layers of 256."""
 
     def __init__(self, arrays: Arrays) -> None:
         super().__init__()
         sizes = arrays["categorical"].max(0) + 1
-        widths = [min(50, round(1.6 * size**0.56)) for size in sizes.tolist()]
+        widths = [embedding_width(size) for size in sizes.tolist()]
         self.embeddings = nn.ModuleList(nn.Embedding(int(s), w) for s, w in zip(sizes, widths, strict=True))
         width, layers = arrays["numeric"].shape[1] + sum(widths), []
         for _ in range(3):

@@ -166,6 +166,7 @@ def check_job(path: str, overrides: Sequence[str], link: str = DEFAULT_LINK) -> 
     with_what = f"{tried.threads} thread{'s' if tried.threads > 1 else ''}" if tried.device == "cpu" else "a GPU"
     width = max(len(name) for name in columns)
     of = f" of {', '.join(map(repr, targets))}" if targets else ""
+    too_much = _beyond(tried, room)
     lines = [f"{job.name}: {prepared.task}{of} ({prepared.task_reason})"]
     for name, spec in columns.items():
         shape = " x ".join(str(size or "any") for size in spec["shape"])  # 0: lengths may differ
@@ -180,11 +181,11 @@ def check_job(path: str, overrides: Sequence[str], link: str = DEFAULT_LINK) -> 
         str(residence),
         _weights_line(job, *share),
         str(tried.memory),
-        *_beyond(tried, room),
+        *too_much,
         f"a step of {size} rows takes {1000 * step_s:.3g} ms here, with {with_what}",
         f"how many workers like this help{apart}:",
         *scaling_lines(tried.compute, tried.traffic, over, batch_rows, lanes.count),
-        f"nothing would stop it; next: {shlex.join(['raynn', 'train', path, *overrides])}",
+        f"nothing {'else ' if too_much else ''}would stop it; next: {shlex.join(['raynn', 'train', path, *overrides])}",
     ]
     return answer, lines
 

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+START_S = 30.0  # for Ray to be there
 END_S = 30.0  # for Ray to end all it has started
 
 
@@ -82,8 +83,10 @@ def _started(options: Mapping[str, Any]) -> Any:
         def start_ray_processes(self) -> None:
             """And waits until they are there, for which Ray looks once a second."""
             super().start_ray_processes()
-            raylet = self.all_processes["raylet"][0].process
-            while raylet.poll() is None and not self.get_gcs_client().get_all_node_info():
+            raylet, deadline = self.all_processes["raylet"][0].process, time.monotonic() + START_S
+            while not self.get_gcs_client().get_all_node_info():
+                if raylet.poll() is not None or time.monotonic() > deadline:
+                    return  # Ray looks once more, and says it
                 time.sleep(0.02)
 
     tokens.enable_token_auth_by_default()

@@ -276,6 +276,7 @@ def test_check_warns_of_a_worker_that_does_not_fit(
     monkeypatch.setattr("raynn.check.free_memory_bytes", lambda: 0)
     out, _ = printed(capsys, "check", "job.yaml")
     assert re.search(r"\nWARNING: this machine has [\d,.]+ [MG]iB for it\. To hold less: resources.memory_gib", out)
+    assert "nothing else would stop it" in out
     memory = answered(capsys, "check", "job.yaml")["memory"]
     assert memory["room_bytes"] == memory["process_bytes"] < memory["total_bytes"]
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raynn.networks.inputs import Batch
+from raynn.networks.inputs import Batch, embedding_width
 from raynn.preprocessing import InputSpec
 from raynn.randomness import column_salts, random_bits
 
@@ -31,7 +31,7 @@ class StepCodes(nn.Module):
     def __init__(self, cardinalities: tuple[int, ...]) -> None:
         super().__init__()
         self.cardinalities = cardinalities
-        self.widths = [n - 1 if n <= MAX_ONE_HOT else min(50, round(1.6 * n**0.56)) for n in cardinalities]
+        self.widths = [n - 1 if n <= MAX_ONE_HOT else embedding_width(n) for n in cardinalities]
         many = {str(i): nn.Embedding(n, self.widths[i]) for i, n in enumerate(cardinalities) if n > MAX_ONE_HOT}
         with torch.no_grad():
             for embedding in many.values():

@@ -17,6 +17,11 @@ from raynn.preprocessing import InputSpec
 Batch = Mapping[str, Tensor]
 
 
+def embedding_width(num_categories: int) -> int:
+    """How many numbers stand for a category by default: fastai's rule, with a smaller maximum."""
+    return min(50, round(1.6 * num_categories**0.56))
+
+
 class PiecewiseLinearEmbedding(nn.Module):
     """Each number by its place among quantile bins (Gorishniy et al. 2022, section 3.2, eq. 1), then a linear map.
 
@@ -125,7 +130,7 @@ class TableEmbedding(nn.Module):
             self.numbers = PiecewiseLinearEmbedding(tuple(inputs.quantile_bins[i] for i in embedded), number_width)
         elif embedded:
             self.numbers = PeriodicEmbedding(len(embedded), number_width, number_frequencies, number_scale)
-        widths = [category_width or min(50, round(1.6 * size**0.56)) for size in inputs.cardinalities]
+        widths = [category_width or embedding_width(size) for size in inputs.cardinalities]
         embeddings = [nn.Embedding(size, width) for size, width in zip(inputs.cardinalities, widths, strict=True)]
         with torch.no_grad():
             for embedding in embeddings:
