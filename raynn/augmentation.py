@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from raynn.image_operations import mixed_chains, randomly_augmented, trivially_augmented
-from raynn.randomness import column_salts, normal, random_bits, random_bytes, uniform
+from raynn.randomness import normal, random_bits, random_bytes, salts_on, uniform
 from raynn.regularization import RegularizationSettings
 from raynn.sequence_augmentation import changed_sequences, changed_texts
 
@@ -38,7 +38,7 @@ def augmented(batch: dict[str, Tensor], key_B: Tensor, settings: RegularizationS
         changed["tokens"] = changed_texts(batch["tokens"], batch["length"], key_B, settings)
     if "numeric" in batch and settings.input_noise:
         numeric_BF = batch["numeric"]
-        noise_BF = normal(key_B, column_salts(NUMBERS, numeric_BF.shape[1]).to(key_B.device))
+        noise_BF = normal(key_B, salts_on(key_B.device, NUMBERS, numeric_BF.shape[1]))
         changed["numeric"] = numeric_BF + settings.input_noise * noise_BF
     return batch if all(x is batch[name] for name, x in changed.items()) else batch | changed
 
@@ -46,7 +46,7 @@ def augmented(batch: dict[str, Tensor], key_B: Tensor, settings: RegularizationS
 def changed_images(image_BCHW: Tensor, key_B: Tensor, settings: RegularizationSettings) -> Tensor:
     """8-bit images as they are shown in training."""
     if settings.horizontal_flip or settings.crop_padding:
-        draw_B3 = random_bits(key_B, column_salts(PLACE, 3).to(key_B.device))
+        draw_B3 = random_bits(key_B, salts_on(key_B.device, PLACE, 3))
         if settings.horizontal_flip:
             flips_B = draw_B3[:, 0] < int(settings.horizontal_flip * 2**31)
             image_BCHW = torch.where(flips_B[:, None, None, None], image_BCHW.flip(-1), image_BCHW)
@@ -85,7 +85,7 @@ def erased(image_BCHW: Tensor, key_B: Tensor, share: float) -> Tensor:
     is drawn again.
     """
     _, channels, height, width = image_BCHW.shape
-    draw_B5 = uniform(key_B, column_salts(ERASING, 5).to(key_B.device))
+    draw_B5 = uniform(key_B, salts_on(key_B.device, ERASING, 5))
     area_B = (0.02 + 0.38 * draw_B5[:, 1]) * (height * width)
     ratio_B = 0.3 + (1.0 / 0.3 - 0.3) * draw_B5[:, 2]
     inside = []
@@ -99,7 +99,7 @@ def erased(image_BCHW: Tensor, key_B: Tensor, share: float) -> Tensor:
         inside.append((place_P >= first_B[:, None]) & (place_P < (first_B + side_B)[:, None]))
     box_BHW = inside[0][:, :, None] & inside[1][:, None, :] & (draw_B5[:, 0] < share)[:, None, None]
     num_pixels = channels * height * width
-    noise_BP = random_bytes(key_B, column_salts(ERASING + 1, -(-num_pixels // 4)).to(key_B.device))[:, :num_pixels]
+    noise_BP = random_bytes(key_B, salts_on(key_B.device, ERASING + 1, -(-num_pixels // 4)))[:, :num_pixels]
     return torch.where(box_BHW[:, None], noise_BP.reshape(image_BCHW.shape), image_BCHW)
 
 

@@ -19,7 +19,7 @@ from raynn.ahead import made_ahead
 from raynn.collectives import Workers
 from raynn.lanes import Lanes, contiguous_bounds
 from raynn.randomness import row_keys
-from raynn.shards import Shard
+from raynn.shards import Shard, sent
 
 EVALUATION_SEED = 0
 BATCHES_AHEAD = 2  # ready or in the making, beside the one that is worked on
@@ -54,18 +54,17 @@ def _gathered(
     batches would feel, nor 24 bytes for each row of the shard.
     """
 
-    def dealt() -> Iterator[tuple[Tensor, Tensor]]:
+    def dealt() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for some in _together(batches, ROWS_AT_ONCE):
             sizes = [len(rows) for rows in some]
             rows = np.concatenate(some).astype(np.int64)
-            keys, local = torch.from_numpy(keys_of(rows)).to(device), torch.from_numpy(rows - first_row)
-            if shard.residence == "device":
-                local = local.to(device)
-            yield from zip(local.split(sizes), keys.split(sizes), strict=True)
+            here, keys = torch.from_numpy(rows - first_row), sent(torch.from_numpy(keys_of(rows)), device)
+            there = sent(here, device) if shard.residence == "device" else here
+            yield from zip(there.split(sizes), here.split(sizes), keys.split(sizes), strict=True)
 
-    def gathered(dealt: tuple[Tensor, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        rows_B, key_B = dealt
-        return shard.gathered(rows_B, device), key_B
+    def gathered(dealt: tuple[Tensor, Tensor, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        there_B, here_B, key_B = dealt
+        return shard.gathered(there_B, device, here_B), key_B
 
     if shard.residence != "disk":
         return map(gathered, dealt())
@@ -141,6 +140,6 @@ def evaluation_batches(
         starts = range(0, shard.num_rows, rows_per_batch)
         batches = (np.arange(start, min(start + rows_per_batch, shard.num_rows)) for start in starts)
     else:
-        batches = (rows_B.cpu().numpy() for rows_B in order.split(rows_per_batch) if len(rows_B))
+        batches = (rows_B.numpy() for rows_B in order.cpu().split(rows_per_batch) if len(rows_B))
     numbered = (rows_B + shard.first_row for rows_B in batches)
     return _gathered(shard, numbered, shard.first_row, partial(row_keys, EVALUATION_SEED, 0), device)

@@ -50,19 +50,19 @@ class ClassificationSums:
         self.num_classes = inputs.num_outputs
         self.confusion_KK = torch.zeros(self.num_classes**2, dtype=torch.float64, device=device)
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)
-        self.scores = [torch.zeros(0, dtype=torch.float64, device=device)], [self.sums.new_zeros(0)]  # 0, then 1
+        # with two classes: how far each row's second logit is above the first, and its class
+        self.margins, self.classes = [self.sums.new_zeros(0)], [torch.zeros(0, dtype=torch.int64, device=device)]
 
     def add(self, outputs: Tensor, batch: Batch) -> None:
         """Logits [B, K]."""
         target_B = batch["target"]
         loss_B = loss_per_row(outputs, batch, "classification").double()
         cell_B = target_B * self.num_classes + outputs.argmax(1)
-        self.confusion_KK += torch.bincount(cell_B, minlength=self.num_classes**2)
+        self.confusion_KK.index_add_(0, cell_B, torch.ones_like(loss_B))  # bincount has a GPU's host wait
         if self.num_classes == 2:
-            margin_B = outputs[:, 1].double() - outputs[:, 0].double()
-            for label, scores in enumerate(self.scores):
-                scores.append(margin_B[target_B == label])
-        self.sums += torch.stack([loss_B.sum(), loss_B.new_tensor(len(loss_B))])
+            self.margins.append(outputs[:, 1].double() - outputs[:, 0].double())
+            self.classes.append(target_B)
+        self.sums += torch.stack([loss_B.sum(), loss_B.new_full((), len(loss_B))])
 
     def metrics(self, workers: Workers) -> dict[str, float]:
         """Loss, accuracy, f1_macro, and with two classes auroc."""
@@ -71,8 +71,8 @@ class ClassificationSums:
         confusion = workers.sum(self.confusion_KK.clone()).reshape(num_classes, num_classes).cpu().numpy()
         metrics = {"loss": loss / rows, "accuracy": confusion.trace() / rows, "f1_macro": f1_macro(confusion)}
         if num_classes == 2:
-            negative_N, positive_N = map(torch.cat, self.scores)
-            metrics["auroc"] = area(negative_N, positive_N, workers)
+            margin_N, class_N = torch.cat(self.margins), torch.cat(self.classes)
+            metrics["auroc"] = area(margin_N[class_N == 0], margin_N[class_N == 1], workers)
         return {name: float(value) for name, value in metrics.items()}
 
 
@@ -175,6 +175,6 @@ def area(negative_N: Tensor, positive_N: Tensor, workers: Workers = ALONE) -> fl
     counts = torch.zeros(2, dtype=torch.float64, device=ascending.device)
     for score_B in positive_N.split(SCORES_AT_ONCE):
         below = torch.searchsorted(ascending, score_B) + torch.searchsorted(ascending, score_B, right=True)
-        counts += torch.stack([below.double().sum() / 2, counts.new_tensor(len(score_B))])
+        counts += torch.stack([below.double().sum() / 2, counts.new_full((), len(score_B))])
     larger, num_positive = workers.sum(counts).tolist()
     return larger / (num_positive * len(ascending)) if num_positive and len(ascending) else math.nan

@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raynn.randomness import column_salts, random_bits, uniform
+from raynn.randomness import random_bits, salts_on, uniform
 
 PLACE = 1 << 18  # of the keys' numbers drawn here; dropout layers count theirs from 0
 LEVELS = 30  # strengths are wholes of this many
@@ -123,9 +124,11 @@ def sharpness(image_BCHW: Tensor, strength_B: Tensor, reach: Reach) -> Tensor:
     if min(image_BCHW.shape[-2:]) < 3:
         return image_BCHW
     channels = image_BCHW.shape[1]
-    kernel = image_BCHW.new_tensor([[1.0, 1.0, 1.0], [1.0, 5.0, 1.0], [1.0, 1.0, 1.0]]).expand(channels, 1, 3, 3) / 13
+    kernel = constant(image_BCHW.device, (1.0, 1.0, 1.0, 1.0, 5.0, 1.0, 1.0, 1.0, 1.0)).view(3, 3) / 13
     smooth_BCHW = image_BCHW.clone()
-    smooth_BCHW[:, :, 1:-1, 1:-1] = F.conv2d(image_BCHW, kernel, groups=channels).add(0.5).floor()
+    smooth_BCHW[:, :, 1:-1, 1:-1] = (
+        F.conv2d(image_BCHW, kernel.expand(channels, 1, 3, 3), groups=channels).add(0.5).floor()
+    )
     return blended(smooth_BCHW, image_BCHW, strength_B, reach)
 
 
@@ -169,10 +172,16 @@ def blended(from_BCHW: Tensor, image_BCHW: Tensor, strength_B: Tensor, reach: Re
     return (from_BCHW + factor * (image_BCHW - from_BCHW)).clamp(0.0, 255.0).floor()
 
 
+@lru_cache(maxsize=16)
+def constant(device: torch.device, numbers: tuple[float, ...]) -> Tensor:
+    """Numbers that stay on a device: sent anew for each batch a GPU's host would wait for them. Only read."""
+    return torch.tensor(numbers, device=device)
+
+
 def gray(image_BCHW: Tensor) -> Tensor:
     """Brightness [B, 1, H, W]: of three channels by ITU-R 601-2, of others the mean."""
     if image_BCHW.shape[1] == 3:
-        weight = image_BCHW.new_tensor([0.299, 0.587, 0.114])[:, None, None]
+        weight = constant(image_BCHW.device, (0.299, 0.587, 0.114))[:, None, None]
         return (image_BCHW * weight).sum(1, keepdim=True).add(0.5).floor()
     return image_BCHW.mean(1, keepdim=True).add(0.5).floor()
 
@@ -193,8 +202,9 @@ def moved(image_BCHW: Tensor, matrix_B6: Tensor) -> Tensor:
 def applied(image_BCHW: Tensor, operation_B: Tensor, strength_B: Tensor, reach: Reach) -> Tensor:
     """Each image [float, whole numbers 0 .. 255] after its operation, a place in `OPERATIONS`."""
     found_BCHW = image_BCHW.clone()
-    for place, operation in enumerate(OPERATIONS):
-        rows = (operation_B == place).nonzero().squeeze(1)
+    # a GPU's host waits here, once: to do all that there is with all images would take 14 times the work
+    num_rows = (operation_B[:, None] == torch.arange(len(OPERATIONS), device=operation_B.device)).sum(0).tolist()
+    for operation, rows in zip(OPERATIONS, operation_B.argsort(stable=True).split(num_rows), strict=True):
         if len(rows):
             found_BCHW[rows] = operation(image_BCHW[rows], strength_B[rows], reach)
     return found_BCHW
@@ -202,7 +212,7 @@ def applied(image_BCHW: Tensor, operation_B: Tensor, strength_B: Tensor, reach: 
 
 def trivially_augmented(image_BCHW: Tensor, key_B: Tensor) -> Tensor:
     """One operation on each 8-bit image, its strength of any level, either way (Mueller & Hutter 2021, algorithm 1)."""
-    bits_B3 = random_bits(key_B, column_salts(PLACE, 3).to(key_B.device))
+    bits_B3 = random_bits(key_B, salts_on(key_B.device, PLACE, 3))
     size_B = (bits_B3[:, 1] % (LEVELS + 1)).float() / LEVELS
     sign_B = (bits_B3[:, 2] & 1).float() * 2 - 1
     return _as_bytes(applied(image_BCHW.float(), bits_B3[:, 0] % len(OPERATIONS), size_B * sign_B, WIDE))
@@ -212,7 +222,7 @@ def randomly_augmented(image_BCHW: Tensor, key_B: Tensor, num_operations: int, m
     """`num_operations` operations on each 8-bit image, of one strength, each either way (Cubuk et al. 2020, 3)."""
     found_BCHW = image_BCHW.float()
     for k in range(num_operations):
-        bits_B2 = random_bits(key_B, column_salts(PLACE + 1 + k, 2).to(key_B.device))
+        bits_B2 = random_bits(key_B, salts_on(key_B.device, PLACE + 1 + k, 2))
         sign_B = (bits_B2[:, 1] & 1).float() * 2 - 1
         strength_B = sign_B * (magnitude / LEVELS)
         found_BCHW = applied(found_BCHW, bits_B2[:, 0] % len(OPERATIONS), strength_B, STANDARD)
@@ -224,18 +234,18 @@ def mixed_chains(image_BCHW: Tensor, key_B: Tensor, severity: int, num_chains: i
     the chains from Dirichlet(1), of the mean from Beta(1, 1), which is uniform; strengths up to `severity` tenths.
     """
     whole_BCHW = image_BCHW.float()
-    salts = column_salts(PLACE + 64, num_chains + 1).to(key_B.device)
+    salts = salts_on(key_B.device, PLACE + 64, num_chains + 1)
     draw_BN = uniform(key_B, salts)
     exponential_BN = -draw_BN[:, :num_chains].log()  # of the same rate, over their sum: Dirichlet(1)
     share_BN = exponential_BN / exponential_BN.sum(1, keepdim=True)
     mean_BCHW = torch.zeros_like(whole_BCHW)
     for chain in range(num_chains):
-        bits = random_bits(key_B, column_salts(PLACE + 65 + chain, 1 + 3 * longest).to(key_B.device))
+        bits = random_bits(key_B, salts_on(key_B.device, PLACE + 65 + chain, 1 + 3 * longest))
         depth_B = 1 + bits[:, 0] % longest
         found_BCHW = whole_BCHW
         for k in range(longest):
             which_B, level_B, side_B = bits[:, 1 + 3 * k : 4 + 3 * k].unbind(1)
-            calm_B = torch.tensor(CALM, device=key_B.device)[(which_B % len(CALM)).long()]
+            calm_B = constant(key_B.device, CALM)[(which_B % len(CALM)).long()]
             operation_B = torch.where(k < depth_B, calm_B, 0)
             size_B = (1 + level_B % (10 * severity)).float() / 100  # 0.01 .. severity / 10
             strength_B = size_B * ((side_B & 1).float() * 2 - 1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from raynn.collectives import Workers
-from raynn.randomness import column_salts, random_bits, uniform
+from raynn.randomness import random_bits, salts_on, uniform
 from raynn.regularization import RegularizationSettings
 
 PLACE = 1 << 17  # dropout layers count theirs from 0
@@ -32,7 +32,7 @@ def mixed(
     if not (knobs.mixup or knobs.cutmix or knobs.manifold_mixup):
         return batch
     other = _next_rows(batch | {"key": key_B}, key_B, workers)
-    draw_B5 = uniform(key_B, column_salts(PLACE, 5).to(key_B.device))
+    draw_B5 = uniform(key_B, salts_on(key_B.device, PLACE, 5))
     if knobs.manifold_mixup:
         share_B = symmetric_beta(knobs.manifold_mixup, draw_B5[:, 1], draw_B5[:, 2])
         beside = {OTHER + name: x for name, x in other.items()} | {"share": share_B, "depth": draw_B5[:, 0]}
@@ -129,8 +129,10 @@ def boxes(area_B: Tensor, center_B2: Tensor, size: torch.Size) -> Tensor:
 def _next_rows(batch: dict[str, Tensor], key_B: Tensor, workers: Workers) -> dict[str, Tensor]:
     """The row behind each of this worker's in the ring over all workers' rows."""
     key_G = workers.gathered(key_B)
-    first = int(workers.gathered(torch.tensor([len(key_B)], device=key_B.device))[: workers.rank].sum())
-    order_G = random_bits(key_G, column_salts(PLACE, 6)[5:].to(key_B.device))[:, 0].argsort(stable=True)
+    first = 0
+    if workers.count > 1:
+        first = int(workers.gathered(key_B.new_tensor([len(key_B)]))[: workers.rank].sum())
+    order_G = random_bits(key_G, salts_on(key_B.device, PLACE, 6)[5:])[:, 0].argsort(stable=True)
     next_G = torch.empty_like(order_G)
     next_G[order_G] = order_G.roll(-1)
     next_B = next_G[first : first + len(key_B)]

@@ -6,6 +6,8 @@ Shapes: B rows of a batch, N random numbers a row, T positions of a row.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -27,6 +29,12 @@ def column_salts(place: int, num: int) -> Tensor:
     return torch.from_numpy((splitmix64(counter) >> np.uint64(32)).astype(np.uint32).view(np.int32).copy())
 
 
+@lru_cache(maxsize=1024)
+def salts_on(device: torch.device, place: int, num: int) -> Tensor:
+    """`column_salts` on a device, kept there: sent anew for each batch a GPU's host would wait for them. Only read."""
+    return column_salts(place, num).to(device)
+
+
 def random_bits(key_B: Tensor, salt_N: Tensor) -> Tensor:
     """Uniform 31-bit integers [B, N] (int32, 0 .. 2**31 - 1) from keys and salts, [N] or each row's own [B, N]."""
     return _mixed(key_B, salt_N) & 0x7FFFFFFF
@@ -39,12 +47,13 @@ def random_bytes(key_B: Tensor, salt_N: Tensor) -> Tensor:
 
 def step_key(seed: int, epoch: int, step: int, device: torch.device) -> Tensor:
     """The key [1] of a step (0 is an epoch's first), for what all workers draw alike."""
-    return torch.from_numpy(row_keys(seed, epoch, np.array([-1 - step]))).to(device)  # no row has a negative number
+    key = int(row_keys(seed, epoch, np.array([-1 - step]))[0])  # no row has a negative number
+    return torch.full((1,), key, dtype=torch.int32, device=device)
 
 
 def again(key_B: Tensor) -> Tensor:
     """Other keys [B] for the same rows, for a second pass over them."""
-    return random_bits(key_B, column_salts(1 << 22, 1).to(key_B.device))[:, 0]
+    return random_bits(key_B, salts_on(key_B.device, 1 << 22, 1))[:, 0]
 
 
 def component_salts(place: int, parameter: Tensor) -> Tensor:
@@ -53,7 +62,7 @@ def component_salts(place: int, parameter: Tensor) -> Tensor:
     """
     first, mine = 1 + first_component(parameter), own(parameter)
     place_P = torch.arange(first, first + mine.numel(), dtype=torch.int32, device=mine.device)
-    return random_bits(column_salts(place, 1).to(mine.device), place_P * -0x61C88647)[0]
+    return random_bits(salts_on(mine.device, place, 1), place_P * -0x61C88647)[0]
 
 
 def position_keys(key_B: Tensor, num_positions: int, first: int = 0) -> Tensor:

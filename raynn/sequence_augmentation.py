@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from raynn.randomness import column_salts, normal, position_keys, random_bits, uniform
+from raynn.randomness import normal, position_keys, random_bits, salts_on, uniform
 from raynn.regularization import RegularizationSettings
 
 PLACE = 1 << 21  # of the keys' numbers drawn here; dropout layers count theirs from 0
@@ -94,4 +94,4 @@ def _index(place_BT: Tensor, x_BTC: Tensor) -> Tensor:
 
 
 def _salts(offset: int, num: int, key_B: Tensor) -> Tensor:
-    return column_salts(PLACE + offset, num).to(key_B.device)
+    return salts_on(key_B.device, PLACE + offset, num)

@@ -36,6 +36,7 @@ class RaggedTensor:
     start_N: Tensor
     stop_N: Tensor
     length: int | None
+    length_N: Tensor | None = None  # in memory, where lengths differ and the rest is on a device
 
     @classmethod
     def of(cls, values: Tensor, start_N: Tensor, stop_N: Tensor) -> RaggedTensor:
@@ -45,23 +46,45 @@ class RaggedTensor:
 
     def to(self, device: torch.device) -> RaggedTensor:
         """The same on a device."""
-        return RaggedTensor(self.values.to(device), self.start_N.to(device), self.stop_N.to(device), self.length)
+        length_N = None if self.length is not None else self.stop_N - self.start_N
+        values, start_N, stop_N = (x.to(device) for x in (self.values, self.start_N, self.stop_N))
+        return RaggedTensor(values, start_N, stop_N, self.length, length_N)
 
-    def padded(self, rows_B: Tensor) -> tuple[Tensor, Tensor]:
+    def padded(self, rows_B: Tensor, here_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The sequences of these rows [B, T, ...], T the longest of them (1 where all are empty, as those of bad rows
-        are), zeros after the end of each; lengths [B].
+        are), zeros after the end of each; lengths [B]. `here_B` are the rows in memory, where `rows_B` are on a device:
+        with them nothing is asked of the device, which its host would wait for.
         """
         start_B = self.start_N[rows_B]
         length_B = self.stop_N[rows_B] - start_B
-        num_steps = max(1, int(length_B.max()) if self.length is None else self.length)
-        step_T = torch.arange(num_steps, device=start_B.device)
+        if self.length is not None:
+            longest = self.length
+        elif self.length_N is not None and here_B is not None:
+            longest = int(self.length_N[here_B].max())
+        else:
+            longest = int(length_B.max())
+        step_T = torch.arange(max(1, longest), device=start_B.device)
         place_BT = start_B[:, None] + step_T
         if self.length:
             return self.values[place_BT], length_B
         within_BT = step_T < length_B[:, None]
-        x = self.values.new_zeros((*within_BT.shape, *self.values.shape[1:]))
-        x[within_BT] = self.values[place_BT[within_BT]]
-        return x, length_B
+        fill = _picked if self.values.device.type == "cpu" else _masked
+        return fill(self.values, place_BT, within_BT), length_B
+
+
+def _picked(values: Tensor, place_BT: Tensor, within_BT: Tensor) -> Tensor:
+    """The values at the places that are within [B, T, ...], zeros elsewhere."""
+    x = values.new_zeros((*within_BT.shape, *values.shape[1:]))
+    x[within_BT] = values[place_BT[within_BT]]
+    return x
+
+
+def _masked(values: Tensor, place_BT: Tensor, within_BT: Tensor) -> Tensor:
+    """The same, in another way: to pick places out a device would tell its host how many there are, which waits."""
+    if not len(values):
+        return _picked(values, place_BT, within_BT)
+    x = values[place_BT.clamp(max=len(values) - 1)]
+    return x.masked_fill(~within_BT.reshape(*within_BT.shape, *([1] * (x.dim() - 2))), 0)
 
 
 @dataclass(frozen=True)
@@ -84,7 +107,8 @@ class Shard:
         for name, tensor in self.tensors.items():
             if isinstance(tensor, RaggedTensor):
                 bounds = tensor.start_N[:num_rows], tensor.stop_N[:num_rows]
-                tensors[name] = RaggedTensor(tensor.values, *bounds, tensor.length)
+                length_N = None if tensor.length_N is None else tensor.length_N[:num_rows]
+                tensors[name] = RaggedTensor(tensor.values, *bounds, tensor.length, length_N)
             else:
                 tensors[name] = tensor[:num_rows]
         return Shard(tensors, self.first_row, num_rows, self.residence)
@@ -99,23 +123,23 @@ class Shard:
         assert isinstance(column, RaggedTensor)
         return (column.stop_N - column.start_N).argsort(descending=True, stable=True)
 
-    def gathered(self, rows: Tensor, device: torch.device) -> dict[str, Tensor]:
-        """The batch of these rows (0 is the shard's first), on `device`."""
+    def gathered(self, rows: Tensor, device: torch.device, here: Tensor | None = None) -> dict[str, Tensor]:
+        """The batch of these rows (0 is the shard's first), on `device`. Where that has the shard, `rows` are on it,
+        and in memory `here`, if its host is not to wait for it.
+        """
         batch: dict[str, Tensor] = {}
         for name, tensor in self.tensors.items():
             if isinstance(tensor, RaggedTensor):
-                x, batch["length"] = tensor.padded(rows)
+                x, batch["length"] = tensor.padded(rows, here)
                 batch[name] = x if x.is_floating_point() else x.long()  # tokens may be kept in bytes
             else:
                 batch[name] = tensor.index_select(0, rows)
-        return batch if self.residence == "device" else _moved(batch, device)
+        return batch if self.residence == "device" else {name: sent(x, device) for name, x in batch.items()}
 
 
-def _moved(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The batch on `device`: to a GPU through pinned memory, without waiting."""
-    if device.type != "cuda":
-        return batch
-    return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """`x`, which is in memory, on the device: to a GPU through pinned memory, without waiting."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 PlainShard = tuple[dict[str, Any], int, int]  # arrays by column, first row, rows

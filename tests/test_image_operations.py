@@ -14,7 +14,7 @@ from torch import Tensor
 from raynn import image_operations as ops
 from raynn.augmentation import augmented, erased
 from raynn.image_operations import OPERATIONS, STANDARD, WIDE, Operation, applied
-from raynn.randomness import row_keys
+from raynn.randomness import column_salts, row_keys
 from raynn.regularization import RegularizationSettings
 
 
@@ -124,7 +124,7 @@ def test_trivial_augment_draws_each_operation_as_often(monkeypatch: pytest.Monke
 
 def test_rand_augment_applies_operations_one_after_the_other(image_BCHW: Tensor) -> None:
     once, twice = (ops.randomly_augmented(image_BCHW, keys(12), n, 9.0) for n in (1, 2))
-    bits = ops.random_bits(keys(12), ops.column_salts(ops.PLACE + 2, 2))
+    bits = ops.random_bits(keys(12), column_salts(ops.PLACE + 2, 2))
     sign_B = (bits[:, 1] & 1).float() * 2 - 1
     expected = applied(once.float(), bits[:, 0] % 14, sign_B * 0.3, STANDARD)
     assert torch.equal(twice, expected.to(torch.uint8))

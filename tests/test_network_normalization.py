@@ -10,6 +10,7 @@ from processes import run_on_workers
 from torch import Tensor, nn
 
 from raynn.collectives import Workers
+from raynn.networks.layers import steps_within
 from raynn.networks.normalization import GlobalBatchNorm, group_norm
 
 SHAPES = ((8, 4), (8, 4, 6), (8, 4, 5, 3))
@@ -108,6 +109,35 @@ def test_one_worker_normalizes_as_torch(shape: tuple[int, ...]) -> None:
     ours = normalize(GlobalBatchNorm(4), *inputs(shape), whole)
     for name, expected in normalize(theirs, *inputs(shape), whole).items():
         assert torch.equal(ours[name], expected), name
+
+
+def masked(norm: GlobalBatchNorm, x: Tensor) -> Tensor:
+    """The steps that are there, as devices have it."""
+    return _there(norm._masked(x, THERE_B1T) if norm.training else norm(x, THERE_B1T))
+
+
+def picked(norm: GlobalBatchNorm, x: Tensor) -> Tensor:
+    """The same as CPUs have it."""
+    return _there(norm(x, THERE_B1T))
+
+
+def _there(x_BCT: Tensor) -> Tensor:
+    return x_BCT.transpose(1, 2)[THERE_B1T.squeeze(1)]
+
+
+THERE_B1T = steps_within(torch.tensor([6, 1, 3, 2, 6, 5, 4, 1]), 6)[:, None]
+
+
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 1e-6), (torch.float64, 1e-14), (torch.bfloat16, 2e-2)])
+def test_steps_that_are_there_normalize_alike_on_a_device(dtype: torch.dtype, allowed: float) -> None:
+    x, _ = inputs((8, 4, 6))
+    x = (100 * x.masked_fill(~THERE_B1T, torch.nan)).nan_to_num(1e6).to(dtype)  # whatever lies behind the last step
+    weights = inputs((33, 4))[1][: int(THERE_B1T.sum())].to(dtype)
+    kind = torch.float64 if dtype == torch.float64 else torch.float32
+    ours = normalize(GlobalBatchNorm(4).to(kind), x, weights, masked)
+    for name, expected in normalize(GlobalBatchNorm(4).to(kind), x, weights, picked).items():
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(ours[name] / scale, expected / scale, rtol=0.0, atol=allowed, msg=name)
 
 
 @pytest.mark.parametrize("shape", SHAPES[1:])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,17 @@ import torch
 from rows import CPU, arrays, pieces, shard_of, steps_of
 
 from raynn.ragged import Ragged
-from raynn.shards import Arrays, RaggedTensor, as_arrays, build_shard, choose_residence, free_memory_bytes, from_arrays
+from raynn.shards import (
+    Arrays,
+    RaggedTensor,
+    _masked,
+    _picked,
+    as_arrays,
+    build_shard,
+    choose_residence,
+    free_memory_bytes,
+    from_arrays,
+)
 
 
 @pytest.mark.parametrize("residence", ["memory", "disk", "auto"])
@@ -71,7 +82,30 @@ def test_sequences_are_padded_to_the_longest_of_the_batch(tmp_path: Path, rows: 
         assert not x_TC[len(steps_TC) :].any()
 
 
-def test_padding_is_zero_whatever_lies_beyond() -> None:
+@pytest.mark.parametrize("fill", [_picked, _masked])
+@pytest.mark.parametrize("rows", [[0], [3, 1, 1, 0], [2], list(range(12)), [11, 2]])
+def test_both_ways_to_pad_give_the_same(
+    tmp_path: Path, rows: list[int], fill: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one for devices, too, where the longest of a batch is told from lengths in memory."""
+    tensor = shard_of(arrays(12), tmp_path, "memory").tensors["sequence"]
+    assert isinstance(tensor, RaggedTensor)
+    expected = tensor.padded(torch.tensor(rows))
+    monkeypatch.setattr("raynn.shards._picked", fill)
+    found = tensor.to(CPU).padded(torch.tensor(rows), torch.tensor(rows))
+    assert all(map(torch.equal, found, expected))
+
+
+def test_nothing_but_empty_sequences_is_padding() -> None:
+    nothing = RaggedTensor.of(torch.zeros(0, 2), torch.tensor([0, 0]), torch.tensor([0, 0]))
+    x_BTC, length_B = nothing.padded(torch.tensor([1]))
+    assert torch.equal(_masked(nothing.values, torch.zeros(1, 1).long(), torch.zeros(1, 1).bool()), x_BTC)
+    assert length_B.tolist() == [0]
+
+
+@pytest.mark.parametrize("fill", [_picked, _masked])
+def test_padding_is_zero_whatever_lies_beyond(fill: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raynn.shards._picked", fill)
     values_SC = torch.tensor([[1.0], [2.0], [torch.nan], [torch.inf]])
     x_BTC, length_B = RaggedTensor.of(values_SC, torch.tensor([0, 1, 2]), torch.tensor([1, 2, 4])).padded(
         torch.tensor([1, 0, 2])
