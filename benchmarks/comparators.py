@@ -2,7 +2,10 @@
 its own; prints one JSON object: examples_per_second after the first epoch, seconds to the first step, parameters.
 
     python benchmarks/comparators.py plain|loader|ddp|lightning|ludwig|ray|ray_materialized WORK DATA
-        [--threads 1] [--workers 1]
+        [--threads 1] [--workers 1] [--device cuda]
+
+On a GPU, as their documentation has it: the plain loop's rows in its memory, DataLoader's in pinned memory, DDP over
+NCCL. Ray's recipe is for CPUs here, and Ludwig decides for itself.
 """
 
 from __future__ import annotations
@@ -46,9 +49,9 @@ class Watch:
         }
 
 
-def tensors_of(arrays: Arrays) -> Batch:
+def tensors_of(arrays: Arrays, device: torch.device = torch.device("cpu")) -> Batch:
     """The rows as tensors."""
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
 
 
 def trained(work: Work, arrays: Arrays, model: nn.Module, batches: Any, rows: int | None = None) -> Watch:
@@ -62,7 +65,7 @@ def trained(work: Work, arrays: Arrays, model: nn.Module, batches: Any, rows: in
 
 def an_epoch(model: nn.Module, optimizer: Any, batches: Iterable[Batch], stepped: Callable[[], None]) -> float:
     """Seconds of one."""
-    started, total = time.perf_counter(), torch.zeros(())
+    started, total = time.perf_counter(), torch.zeros((), device=next(model.parameters()).device)
     for batch in batches:
         loss = loss_of(model(batch), batch)
         optimizer.zero_grad()
@@ -76,13 +79,13 @@ def an_epoch(model: nn.Module, optimizer: Any, batches: Iterable[Batch], stepped
 
 def shuffled(rows: Batch, num_rows: int) -> Iterator[Batch]:
     """All rows in a random order, so many at a time."""
-    for rows_B in torch.randperm(len(rows["target"])).split(num_rows):
+    for rows_B in torch.randperm(len(rows["target"]), device=rows["target"].device).split(num_rows):
         yield {name: x[rows_B] for name, x in rows.items()}
 
 
 def plain(work: Work, arrays: Arrays, options: argparse.Namespace) -> dict[str, float]:
     """All rows in memory, shuffled and gathered."""
-    rows, model = tensors_of(arrays), work.build(arrays)
+    rows, model = tensors_of(arrays, options.device), work.build(arrays).to(options.device)
     return trained(work, arrays, model, lambda epoch: shuffled(rows, work.rows)).told(model)
 
 
@@ -101,22 +104,30 @@ class Rows(torch.utils.data.Dataset[Batch]):
 
 def loader(work: Work, arrays: Arrays, options: argparse.Namespace) -> dict[str, float]:
     """torch.utils.data.DataLoader over a map-style dataset, in the process itself."""
-    data = torch.utils.data.DataLoader(Rows(arrays), batch_size=work.rows, shuffle=True)
-    model = work.build(arrays)
-    return trained(work, arrays, model, lambda epoch: data).told(model)
+    gpu = options.device.type == "cuda"
+    data = torch.utils.data.DataLoader(Rows(arrays), batch_size=work.rows, shuffle=True, pin_memory=gpu)
+    model = work.build(arrays).to(options.device)
+
+    def batches(epoch: int) -> Iterator[Batch]:
+        for batch in data:
+            yield {name: x.to(options.device, non_blocking=True) for name, x in batch.items()}
+
+    return trained(work, arrays, model, batches if gpu else lambda epoch: data).told(model)
 
 
 def ddp(work: Work, arrays: Arrays, options: argparse.Namespace) -> dict[str, float]:
     """What torchrun starts: DistributedDataParallel, DistributedSampler, gloo."""
-    torch.distributed.init_process_group("gloo")
+    gpu = options.device.type == "cuda"
+    torch.distributed.init_process_group("nccl" if gpu else "gloo")
     rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    rows = tensors_of(arrays)
+    device = torch.device("cuda", rank) if gpu else options.device
+    rows = tensors_of(arrays, device)
     sampler: Any = torch.utils.data.DistributedSampler(Rows(arrays), drop_last=True)
-    model = nn.parallel.DistributedDataParallel(work.build(arrays))
+    model = nn.parallel.DistributedDataParallel(work.build(arrays).to(device))
 
     def batches(epoch: int) -> Iterator[Batch]:
         sampler.set_epoch(epoch)
-        for rows_B in torch.tensor(list(sampler)).split(work.rows // size):
+        for rows_B in torch.tensor(list(sampler), device=device).split(work.rows // size):
             yield {name: x[rows_B] for name, x in rows.items()}
 
     told = trained(work, arrays, model, batches).told(model)
@@ -154,7 +165,9 @@ def lightning(work: Work, arrays: Arrays, options: argparse.Namespace) -> dict[s
     module = Module()
     data = torch.utils.data.DataLoader(Rows(arrays), batch_size=work.rows, shuffle=True)
     quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
-    L.Trainer(max_epochs=work.epochs, accelerator="cpu", enable_model_summary=False, **quiet).fit(module, data)
+    L.Trainer(max_epochs=work.epochs, accelerator=options.device.type, enable_model_summary=False, **quiet).fit(
+        module, data
+    )
     return watch.told(module)
 
 
@@ -269,6 +282,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--device", type=torch.device, default="cpu")
     parser.add_argument("--storage", type=Path, default=Path("build/bench"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -1,11 +1,12 @@
 """raynn's loop beside the hand-written one, epoch by epoch in turn in one process: what a step costs, and nothing else.
 
-    .venv/bin/python benchmarks/steady.py DATA [--only mlp cnn cnn_bf16 lstm text] [--epochs 20]
+    .venv/bin/python benchmarks/steady.py DATA [--only mlp cnn cnn_bf16 lstm text] [--epochs 20] [--device cuda]
 
 DATA is a folder as for throughput.py, whose works these are. There each contestant has a process of its own, and the
 machine changes from one to the next by more than they differ; here a ratio is of two neighbouring epochs, of which
 every second pair begins with the other. raynn's evaluation and checkpoints are not in it. One thread. raynn's way with
-freed memory (allocator.py) is the process's, so that the hand-written loop has it, too.
+freed memory (allocator.py) is the process's, so that the hand-written loop has it, too. On a GPU both have their rows
+in its memory.
 """
 
 from __future__ import annotations
@@ -37,35 +38,36 @@ from raynn.tasks import build_model, checked, prepare_job, understand_job
 CONTESTS = {"mlp": "mlp", "cnn": "cnn", "cnn_bf16": "cnn", "lstm": "lstm", "text": "text"}
 
 
-def ours(work: Work, data: Path, folder: Path, precision: str) -> Iterator[float]:
+def ours(work: Work, data: Path, folder: Path, precision: str, device: torch.device) -> Iterator[float]:
     """Examples a second of raynn's epochs."""
     tree = work.job(data, folder, "steady")
     tree["optimization"] |= {"max_epochs": 10_000, "precision": precision}
     job = Job.from_dict(tree)
     prepared = prepare_job(job, understand_job(job, Path()), RememberingDriver())
     job = checked(job.model_copy(update={"task": prepared.task}), prepared)
-    shards, workers = place_shards(prepared.encoded, itself, job, Workers(), 1, folder), Workers()
+    workers = Workers(device=device)
+    shards = place_shards(prepared.encoded, itself, job, workers, 1, folder)
     state = TrainingState.fresh(job, build_model(job, prepared.preprocessing), workers)
     inputs = prepared.preprocessing.input_spec
     for record in train_epochs(job, inputs, state, shards.train, shards.validation, workers):
         yield record["examples_per_second"]
 
 
-def theirs(work: Work, data: Path) -> Iterator[float]:
+def theirs(work: Work, data: Path, device: torch.device) -> Iterator[float]:
     """Those of the loop that people write."""
     arrays = work.arrays(data)
-    rows, model = tensors_of(arrays), work.build(arrays)
+    rows, model = tensors_of(arrays, device), work.build(arrays).to(device)
     optimizer, num_rows = torch.optim.AdamW(model.parameters(), lr=work.lr), len(arrays["target"])
     while True:
         yield num_rows / an_epoch(model, optimizer, shuffled(rows, work.rows), lambda: None)
 
 
-def contest(name: str, data: Path, epochs: int) -> str:
+def contest(name: str, data: Path, epochs: int, device: torch.device) -> str:
     """A row of the table."""
     work = WORKS[CONTESTS[name]]
     with tempfile.TemporaryDirectory() as folder:
-        mine = ours(work, data, Path(folder), "bf16" if name.endswith("bf16") else "float32")
-        plain = theirs(work, data)
+        mine = ours(work, data, Path(folder), "bf16" if name.endswith("bf16") else "float32", device)
+        plain = theirs(work, data, device)
         next(mine), next(plain)  # the first epoch warms up
         pairs = []
         for number in range(epochs):
@@ -85,13 +87,15 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--only", nargs="*", choices=list(CONTESTS), default=list(CONTESTS))
     parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--device", type=torch.device, default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    keep_freed_memory()
+    if options.device.type == "cpu":
+        keep_freed_memory()
     print(f"{machine()}; {datetime.date.today()}\n")
     print("| | raynn, examples/s | hand-written | ratio | quartiles | epochs |\n|---|---|---|---|---|---|", flush=True)
     for name in options.only:
-        print(contest(name, options.data, options.epochs), flush=True)
+        print(contest(name, options.data, options.epochs, options.device), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 """How fast raynn trains beside others: the same work, the same threads, in turn, in one session.
 
     .venv/bin/python benchmarks/throughput.py DATA [--rounds 3] [--only mlp cnn lstm text]
-        [--lightning PYTHON] [--ludwig PYTHON] [--out docs/benchmarks.md]
+        [--lightning PYTHON] [--ludwig PYTHON] [--device cuda] [--out docs/benchmarks.md]
 
 DATA is a folder with adult_train.parquet, fashion_mnist_test.parquet, japanesevowels_train.parquet and
 tiny_shakespeare.txt. Each round runs every contestant once, raynn as a user does (`raynn train`), the others as
 comparators.py has them, each in a process of its own; a round's ratio is raynn's rate over the other's in the same
 round, and its number raynn's seed. The table holds medians over the rounds and their range; `--out` puts it into a page
 between two marks. Lightning and Ludwig are run by the Python of an environment that has them (Ludwig brings a torch and
-a pandas of its own), and left out without.
+a pandas of its own), and left out without. On a GPU Ludwig and Ray's recipe are left out, and what needs more GPUs than
+there are.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parent))
 from works import WORKS
 
+from raynn.collectives import gpu_names
 from raynn.folder import processor_name
 
 HERE = Path(__file__).parent
@@ -77,18 +79,36 @@ TITLES = {
 }
 
 
-def run(
-    contestant: Contestant, work: str, data: Path, folder: Path, pythons: dict[str, str | None], seed: int
-) -> Figures | None:
+@dataclass(frozen=True)
+class Place:
+    """Where all of them run.
+
+    Attributes:
+        pythons: of comparators that have environments of their own, None where there is none.
+    """
+
+    data: Path
+    device: str
+    pythons: dict[str, str | None]
+
+    def has(self, contestant: Contestant) -> bool:
+        """Whether it can run here."""
+        if self.pythons.get(contestant.kind, sys.executable) is None:
+            return False
+        if self.device == "cpu":
+            return True
+        return contestant.kind not in ("ludwig", "ray", "ray_materialized") and contestant.workers <= len(gpu_names())
+
+
+def run(contestant: Contestant, work: str, place: Place, folder: Path, seed: int) -> Figures:
     """One training in a process of its own: its figures, and `total_s` from the process's start to its end."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "RAYNN_REPORT": "off", "BENCH_STARTED_AT": str(time.time())}
     if contestant.kind == "raynn":
-        command = _raynn(contestant, work, data, folder, seed)
+        command = _raynn(contestant, work, place, folder, seed)
     else:
-        script = [str(HERE / "comparators.py"), contestant.kind, work, str(data), "--storage", str(folder)]
-        python = pythons.get(contestant.kind, sys.executable)
-        if python is None:
-            return None
+        script = [str(HERE / "comparators.py"), contestant.kind, work, str(place.data), "--storage", str(folder)]
+        script += ["--device", place.device]
+        python = place.pythons.get(contestant.kind) or sys.executable
         command = [python, *script]
         if contestant.kind == "ddp":
             command = [python, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={contestant.workers}"]
@@ -114,9 +134,10 @@ def told_by(command: list[str], env: dict[str, str]) -> tuple[dict[str, Any], fl
     return json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{"))), total
 
 
-def _raynn(contestant: Contestant, work: str, data: Path, folder: Path, seed: int) -> list[str]:
-    job = WORKS[work].job(data, folder / "runs", f"{work}-{time.time_ns()}")
-    job["resources"] = {"workers": contestant.workers, "cpus_per_worker": 1}
+def _raynn(contestant: Contestant, work: str, place: Place, folder: Path, seed: int) -> list[str]:
+    job = WORKS[work].job(place.data, folder / "runs", f"{work}-{time.time_ns()}")
+    gpus = 0.0 if place.device == "cpu" else 1.0
+    job["resources"] = {"workers": contestant.workers, "cpus_per_worker": 1, "gpus_per_worker": gpus}
     job["optimization"]["seed"] = seed
     for section, key, value in contestant.sections:
         job[section][key] = value
@@ -125,17 +146,16 @@ def _raynn(contestant: Contestant, work: str, data: Path, folder: Path, seed: in
     return [sys.executable, "-m", "raynn", "train", str(path), "--json", "--quiet"]
 
 
-def measured(work: str, data: Path, rounds: int, pythons: dict[str, str | None]) -> dict[str, list[Figures]]:
+def measured(work: str, place: Place, rounds: int) -> dict[str, list[Figures]]:
     """Figures of every contestant, one a round."""
-    contestants = list(dict.fromkeys(each for pair in FIELD[work] for each in pair))
+    contestants = [each for each in dict.fromkeys(each for pair in FIELD[work] for each in pair) if place.has(each)]
     found: dict[str, list[Figures]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds):
             for contestant in contestants if number % 2 == 0 else reversed(contestants):
-                figures = run(contestant, work, data, Path(folder), pythons, number)
-                if figures is not None:
-                    found.setdefault(contestant.name, []).append(figures)
-                    print(f"{work} round {number + 1}: {contestant.name}: {figures}", file=sys.stderr, flush=True)
+                figures = run(contestant, work, place, Path(folder), number)
+                found.setdefault(contestant.name, []).append(figures)
+                print(f"{work} round {number + 1}: {contestant.name}: {figures}", file=sys.stderr, flush=True)
     return found
 
 
@@ -174,7 +194,8 @@ def put_into(page: Path, name: str, text: str) -> None:
 def machine() -> str:
     """What it was measured on."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "ray"))
-    return f"{os.cpu_count()} cores ({processor_name()}), no GPU, Python {platform.python_version()}, {versions}"
+    gpus = ", ".join(gpu_names()) or "no GPU"
+    return f"{os.cpu_count()} cores ({processor_name()}), {gpus}, Python {platform.python_version()}, {versions}"
 
 
 def main() -> None:
@@ -185,16 +206,18 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(WORKS), default=list(WORKS))
     for name in ("lightning", "ludwig"):
         parser.add_argument(f"--{name}", metavar="PYTHON", help=f"of an environment with {name.title()}")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    place = Place(options.data.resolve(), options.device, {"lightning": options.lightning, "ludwig": options.ludwig})
     head = f"One thread a process; {machine()}; {datetime.date.today()}; medians of {options.rounds} rounds, in turn.\n"
-    parts, pythons = [head], {"lightning": options.lightning, "ludwig": options.ludwig}
+    parts = [head]
     for work in options.only:
-        parts.append(table(work, measured(work, options.data.resolve(), options.rounds, pythons)))
+        parts.append(table(work, measured(work, place, options.rounds)))
     text = "\n".join(parts)
     print(text)
     if options.out:
-        put_into(options.out, "throughput", text)
+        put_into(options.out, "throughput" if options.device == "cpu" else "throughput on a GPU", text)
 
 
 if __name__ == "__main__":
