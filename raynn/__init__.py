@@ -118,9 +118,10 @@ capacity, head, cluster, data, controller, restarts, worker, hosts, trainer, tri
     compiler.py        torch.compile, where a job asks for it
     allocator.py       what the C library does with memory that tensors have freed
     loop.py            THE PAGE: a generator that yields one record per epoch
+    memory.py          what a worker will hold in memory, and the bound on it
     training.py        one run on one worker, whoever started it
     placement.py       which rows a worker holds, and where
-    rehearsal.py       a few steps of a job's network: what they take, and what they hold in memory
+    rehearsal.py       a few steps of a job's network: what they take
     probe.py           what a Ray cluster is, and what each of its nodes sees
     nodes.py           what is wrong with the nodes as they see data and storage
     capacity.py        room for a job's workers, had, waited for or impossible

@@ -221,7 +221,8 @@ def _beyond(tried: Rehearsal, room: int) -> list[str]:
         return []
     return [
         f"WARNING: this machine has {in_words(room)} for it. To hold less: resources.memory_gib bounds the rows, "
-        "optimization.accumulate the activations, resources.strategy=fsdp on more workers the network and its moments"
+        "optimization.accumulate the activations, resources.strategy=fsdp on more workers the network and its moments; "
+        "resources.worker_memory_gib has a job refused that would hold more"
     ]
 
 

@@ -72,6 +72,14 @@ def build_optimizer(settings: OptimizationSettings, model: nn.Module, weight_dec
     return uncompiled(kind, _filled(groups), lr=rate, fused=True)
 
 
+def moments_of(optimizer: torch.optim.Optimizer) -> list[tuple[list[nn.Parameter], int]]:
+    """Parameters, and how many numbers it remembers of each of theirs."""
+    if isinstance(optimizer, MuonAndAdamW):
+        return [pair for part in optimizer.parts for pair in moments_of(part)]
+    moments = {"SGD": int(optimizer.defaults.get("momentum", 0.0) > 0), "Muon": 1}.get(type(optimizer).__name__, 2)
+    return [(group["params"], moments) for group in optimizer.param_groups]
+
+
 def uncompiled(kind: Callable[..., torch.optim.Optimizer], *args: Any, **options: Any) -> torch.optim.Optimizer:
     """An optimizer of torch that takes its steps outside of torch's compiler, without loading that to be told so: each
     process would take 1.5 s for it.

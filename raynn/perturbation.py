@@ -74,13 +74,22 @@ def climbed(model: nn.Module, knobs: RegularizationSettings) -> Iterator[None]:
         for weight, size, step in zip(weights, sizes, scaled, strict=True):
             own(weight).add_(size * step * distance.to(weight.dtype))
             weight.grad = None
+    with statistics_kept(model):
+        yield
+    _put_back(kept)
+
+
+@contextmanager
+def statistics_kept(model: nn.Module) -> Iterator[None]:
+    """Running statistics stay as they are."""
     momenta = {module: module.momentum for module in model.modules() if hasattr(module, "running_mean")}
     for module in momenta:
         module.momentum = 0.0  # type: ignore[assignment]
-    yield
-    for module, momentum in momenta.items():
-        module.momentum = momentum
-    _put_back(kept)
+    try:
+        yield
+    finally:
+        for module, momentum in momenta.items():
+            module.momentum = momentum
 
 
 def _copies(weights: list[nn.Parameter]) -> dict[nn.Parameter, Tensor]:

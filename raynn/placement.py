@@ -16,6 +16,7 @@ from raynn.encoded import Encoded, Fetch
 from raynn.footprint import in_words
 from raynn.job import Job
 from raynn.lanes import Lanes
+from raynn.memory import held_bytes
 from raynn.shards import Arrays, Shard, build_shard, choose_residence, free_bytes, free_memory_bytes, no_room, row_bytes
 from raynn.splits import TEST, TRAIN, VALIDATION
 from raynn.training import Shards
@@ -83,9 +84,15 @@ def scratch_of(job: Job, run: Path) -> Path:
 
 def budget_bytes(job: Job, workers_on_node: int) -> int:
     """How much memory one worker's rows may take."""
-    if job.resources.memory_gib is not None:
-        return int(job.resources.memory_gib * 2**30)
-    return int(free_memory_bytes() * SHARE_OF_FREE_MEMORY / workers_on_node)
+    resources = job.resources
+    room = free_memory_bytes() / workers_on_node
+    if resources.worker_memory_gib is not None:
+        room = min(room, max(0.0, resources.worker_memory_gib * 2**30 - held_bytes()))
+    budget = room * SHARE_OF_FREE_MEMORY
+    if resources.memory_gib is not None:
+        asked = resources.memory_gib * 2**30
+        budget = asked if resources.worker_memory_gib is None else min(asked, budget)
+    return int(budget)
 
 
 def place_shards(

@@ -1,29 +1,36 @@
-"""A few steps of a job's own network on its own first rows: what a step takes, and what it holds in memory."""
+"""A few steps of a job's own network on its own first rows: what a step takes, and what a worker holds."""
 
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from raynn.allocator import keep_freed_memory
 from raynn.batches import TrainingShard
 from raynn.collectives import Workers
 from raynn.encoded import Encoded, itself
-from raynn.gradients import training_losses
 from raynn.job import Job
 from raynn.lanes import Lanes
 from raynn.loop import STEPS_BETWEEN_CHECKS, TrainingState, train_epochs
+from raynn.memory import (
+    Memory,
+    activation_bytes,
+    bytes_of,
+    gradient_bytes,
+    optimizer_bytes,
+    peak_bytes,
+    require_within,
+    resident_bytes,
+)
 from raynn.networks.normalization import GlobalBatchNorm
 from raynn.placement import Residence
 from raynn.preprocessing import Preprocessing
@@ -37,38 +44,6 @@ BUDGET_S = 2.0
 PARTS = (16, 4, 1)  # a step is timed over these parts of the global batch, the smallest first
 STEPS = 6  # timed, of each
 MOST_BATCHES = 4  # of rows
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What one worker holds, in bytes."""
-
-    process: int  # with all that is loaded by a first step, and the prepared data
-    weights: int
-    gradients: int
-    optimizer: int
-    copies: int  # of the best weights, and of averaged ones
-    activations: int  # kept for the backward pass of this worker's share of a batch
-    rows: int
-    so_far: int = 0  # the most that this process has had, while it prepared the data
-
-    @property
-    def total(self) -> int:
-        """The peak: all of it, but for what is passed on between two operations."""
-        return max(self.so_far, sum(vars(self).values()) - self.so_far)
-
-    def __str__(self) -> str:
-        parts = {
-            "the process as it is here": self.process,
-            "network": self.weights,
-            "gradients": self.gradients,
-            "optimizer": self.optimizer,
-            "best and averaged weights": self.copies,
-            "activations of a batch": self.activations,
-            "rows": self.rows,
-        }
-        said = ", ".join(f"{what} {_mib(size)}" for what, size in parts.items())
-        return f"memory of a worker, about {_mib(self.total)}: {said}"
 
 
 @dataclass(frozen=True)
@@ -96,6 +71,9 @@ def rehearse(
         encoded: the prepared rows, whose blocks `fetch` gives.
         residence: where a worker's rows will be.
         budget_s: no further step is begun where it would take longer; the first is always taken.
+
+    Raises:
+        ResourceError: a worker would hold more than `resources.worker_memory_gib`.
     """
     wants_gpu = job.resources.gpus_per_worker != 0 and torch.cuda.is_available()
     workers = Workers(device=torch.device("cuda" if wants_gpu else "cpu"))
@@ -111,12 +89,14 @@ def rehearse(
             rows = build_shard(pieces, 0, num_rows, folder=Path(folder), device=workers.device, residence="memory")
         state = TrainingState.fresh(job, build_model(job, preprocessing), workers)
         share = math.ceil(batch_rows / job.resources.min_workers)
-        few = max(_fewest(job), share // PARTS[0])
-        kept = activation_bytes(job, state.model, TrainingShard(rows, _lanes(job, num_rows, few)), workers)
+        train = TrainingShard(rows, _lanes(job, num_rows, share))
+        to_come = residence.worker_bytes if residence.where == "memory" else 0
+        require_within(job, state, train, workers, to_come)
+        kept = activation_bytes(job, state.model, train, workers)
         compute = _timed(job, preprocessing, state, rows, workers, budget_s)
-        weights = _bytes(state.model.state_dict().values())
-        optimizer = _bytes(x for kept in state.optimizer.state.values() for x in kept.values() if isinstance(x, Tensor))
-        copies = _bytes(state.evaluated.state_dict().values()) * (1 if state.average is None else 2)
+        weights = bytes_of(state.model.state_dict().values())
+        optimizer = optimizer_bytes(state.optimizer)
+        copies = bytes_of(state.evaluated.state_dict().values()) * (1 if state.average is None else 2)
         held = 0 if wants_gpu else weights + optimizer + copies + _rows_bytes(rows)
         memory = Memory(
             max(0, resident_bytes() - held),
@@ -124,8 +104,8 @@ def rehearse(
             gradient_bytes(state.model),
             optimizer,
             copies,
-            math.ceil(kept * share / few),  # in proportion
-            residence.worker_bytes if residence.where == "memory" else 0,
+            kept,
+            to_come,
             peak_bytes(),
         )
         return Rehearsal(compute, traffic_of(state.model), memory, torch.get_num_threads(), workers.device.type)
@@ -186,59 +166,6 @@ def traffic_of(model: nn.Module) -> Traffic:
     return Traffic(gradient_bytes(model), 2 * normalized + 1 / STEPS_BETWEEN_CHECKS)
 
 
-def gradient_bytes(model: nn.Module) -> int:
-    """Of all that is learned."""
-    return _bytes(parameter for parameter in model.parameters() if parameter.requires_grad)
-
-
-def activation_bytes(job: Job, model: nn.Module, train: TrainingShard, workers: Workers) -> int:
-    """What the forward computation over a batch keeps for the backward one, each memory once, but for the weights and
-    the batch itself.
-    """
-    batch, key_B = next(train.batches(0, workers))
-    ours = {_memory(x) for x in (*model.parameters(), *model.buffers(), *batch.values(), key_B)}
-    kept: dict[int, int] = {}
-
-    def keep(x: Tensor) -> Tensor:
-        kept[_memory(x)] = x.untyped_storage().nbytes()
-        return x
-
-    knobs = job.regularization.at(0.0)
-    piece_rows = math.ceil(len(key_B) / job.optimization.accumulate)
-    piece = {name: x[:piece_rows] for name, x in batch.items()}
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        losses = training_losses(job, knobs, model, piece, key_B[:piece_rows])
-    del losses
-    return sum(size for memory, size in kept.items() if memory not in ours)
-
-
-def resident_bytes() -> int:
-    """Memory that this process has now; where the system does not say, the most that it has had."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * resource.getpagesize()
-    except (OSError, ValueError, IndexError):
-        return peak_bytes()
-
-
-def peak_bytes() -> int:
-    """The most that this process has had."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def _memory(x: Tensor) -> int:
-    return x.untyped_storage().data_ptr()
-
-
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(x.numel() * x.element_size() for x in tensors)
-
-
 def _rows_bytes(rows: Shard) -> int:
     """Of the tensors, and of sequences."""
-    return _bytes(x.values if isinstance(x, RaggedTensor) else x for x in rows.tensors.values())
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:,.1f} MiB" if size < 100 * 2**20 else f"{size / 2**20:,.0f} MiB"
+    return bytes_of(x.values if isinstance(x, RaggedTensor) else x for x in rows.tensors.values())

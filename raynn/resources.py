@@ -32,6 +32,9 @@ class ResourcesSettings(Settings):
     again instead. Tables of up to 64 MiB the command prepares itself, while Ray starts. `object_store_gib` bounds the
     store of a Ray that is started here; a cluster's is as it is.
 
+    `worker_memory_gib` bounds all that a worker's process holds and the system cannot take back: rows get half of what
+    it leaves, and a job that would not stay within it is refused before its first step.
+
     `scratch` is a folder on each node's own disk for rows that do not fit in memory; by default they are in the run
     folder, which on a cluster is often across a network.
     """
@@ -46,7 +49,11 @@ class ResourcesSettings(Settings):
         Field(description="how several workers share the network: each has all of it, or a part"),
     ] = "ddp"
     residence: Literal["auto", "memory", "disk"] = "auto"
-    memory_gib: Annotated[float, Field(gt=0.0)] | None = None
+    memory_gib: Annotated[float, Field(gt=0.0, description="what a worker's rows may take")] | None = None
+    worker_memory_gib: (
+        Annotated[float, Field(gt=0.0, description="what a worker's process may hold, its network and activations too")]
+        | None
+    ) = None
     scratch: str | None = None
     preparation: Literal["auto", "keep", "stream"] = "auto"
     object_store_gib: Annotated[float, Field(ge=0.08, description="Ray takes no smaller one")] | None = None

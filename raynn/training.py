@@ -22,6 +22,7 @@ from raynn.errors import TrainingError
 from raynn.folder import NORMS, write_json
 from raynn.job import Job
 from raynn.loop import Record, TrainingState, evaluate_shard, train_epochs
+from raynn.memory import require_within
 from raynn.norms import norm_records
 from raynn.objectives import with_split
 from raynn.preprocessing import Preprocessing
@@ -80,12 +81,14 @@ def run_training(
 
     Raises:
         TrainingError: a loss that is not finite; the message names the last good checkpoint.
+        ResourceError: it would hold more than `resources.worker_memory_gib`.
     """
     if workers.device.type == "cpu":
         keep_freed_memory()
     job, folder = assignment.job, Path(assignment.folder)
     checkpoints = folder / "checkpoints"
     state = _resumed(job, assignment.preprocessing, workers, checkpoints)
+    require_within(job, state, shards.train, workers)
     yield from state.history[assignment.told :] if assignment.told is not None else ()
     writes = workers.rank == 0
     tracker = Tracker(folder, state.history) if writes else None

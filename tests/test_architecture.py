@@ -150,6 +150,7 @@ ORDER = (
     "compiler",
     "allocator",
     "loop",
+    "memory",
     "training",
     "placement",
     "rehearsal",

@@ -14,9 +14,10 @@ from raynn.collectives import Workers
 from raynn.encoded import itself
 from raynn.job import Job
 from raynn.lanes import Lanes
+from raynn.memory import activation_bytes, gradient_bytes
 from raynn.placement import expected_residence, place_shards
 from raynn.preparation import Prepared
-from raynn.rehearsal import Rehearsal, activation_bytes, gradient_bytes, rehearse, traffic_of
+from raynn.rehearsal import Rehearsal, rehearse, traffic_of
 from raynn.tasks import build_model, prepare_job, understand_job
 
 
