@@ -99,7 +99,7 @@ def _way_out(job: Job, activations: int, room: float) -> str:
     pieces = math.ceil(job.optimization.accumulate * activations / room) if room > 0 else 0
     if pieces and pieces * FEWEST <= job.optimization.global_batch_size // job.resources.min_workers:
         return f"compute each batch in pieces (optimization.accumulate={pieces})"
-    return "take a smaller network, or share it among workers (resources.strategy=fsdp)"
+    return "take a smaller network, share it among workers (resources.strategy=fsdp)"
 
 
 def activation_bytes(job: Job, model: nn.Module, train: TrainingShard, workers: Workers) -> int:

@@ -281,6 +281,37 @@ def test_check_warns_of_a_worker_that_does_not_fit(
     assert memory["room_bytes"] == memory["process_bytes"] < memory["total_bytes"]
 
 
+@pytest.mark.parametrize("command", ["check", "train"])
+def test_a_bound_on_a_worker_s_memory_refuses_what_would_not_stay_within(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "job.yaml", "resources.worker_memory_gib=0.01"]) == 2
+    said = capsys.readouterr().err
+    assert "resources.worker_memory_gib = 0.01 is less than the" in said
+    assert "the process and its rows" in said
+    assert main([command, "job.yaml", "resources.worker_memory_gib=64"]) == 0
+
+
+def test_rows_get_half_of_what_the_bound_on_a_worker_leaves(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raynn.placement.held_bytes", lambda: 2**30)
+
+    def budget(resources: str) -> int:
+        return answered(capsys, "check", "job.yaml", f"resources={{{resources}}}")["memory"]["budget_bytes"]
+
+    monkeypatch.setattr("raynn.placement.free_memory_bytes", lambda: 2**40)
+    assert budget("worker_memory_gib: 5") == 2 * 2**30
+    assert budget("worker_memory_gib: 5, memory_gib: 1") == 2**30
+    assert budget("worker_memory_gib: 5, memory_gib: 4") == 2 * 2**30
+    monkeypatch.setattr("raynn.placement.free_memory_bytes", lambda: 2**30)
+    assert budget("worker_memory_gib: 5") == 2**29
+
+
+def test_check_tries_rows_mixed_inside_the_network(capsys: pytest.CaptureFixture[str]) -> None:
+    assert answered(capsys, "check", "job.yaml", "regularization.manifold_mixup=0.5")["memory"]["activations_bytes"] > 0
+
+
 def test_check_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
     answer = answered(capsys, "check")
     assert set(answer) == {"python", "packages", "cpus", "free_memory_gib", "gpus", "cluster"}
