@@ -78,7 +78,7 @@ def sizes(small: bool) -> dict[str, Bench]:
 
 
 BENCHES = sizes(small=True) | sizes(small=False)
-FEW, MOST_STEPS = 4, 200  # of an epoch
+FEW, MOST_STEPS = 4, 100  # of an epoch
 GATHERS = ("index_select", "index.Tensor", "embedding.default", "gather")  # read as much as they write
 
 
