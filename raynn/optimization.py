@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from raynn.errors import JobError
 from raynn.penalties import decayed_and_exempt
@@ -23,7 +23,8 @@ class OptimizationSettings(Settings):
     """How the weights move."""
 
     optimizer: Annotated[
-        Literal["sgd", "adam", "adamw", "muon"], Field(description="muon: of hidden matrices; adamw of all else")
+        Literal["sgd", "adam", "adamw", "muon"],
+        Field(description="muon: of hidden matrices and kernels; adamw of all else"),
     ] = "adamw"
     learning_rate: Annotated[float, Field(gt=0.0, description="the highest the schedule reaches")] = 1e-3
     momentum: Annotated[float, Field(ge=0.0, lt=1.0, description="sgd's, of Nesterov's form")] = 0.9
@@ -101,9 +102,9 @@ def _filled(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _hidden_matrices(model: nn.Module) -> set[nn.Parameter]:
-    """The two-dimensional weights between hidden features: not those that read tokens or write outputs (`head`)."""
+    """Matrices and kernels between hidden features: not those that read tokens or write outputs (`head`)."""
     heads = {p for name, module in model.named_modules() if name.endswith("head") for p in module.parameters()}
-    return {p for p in decayed_and_exempt(model)[0] if p.dim() == 2} - heads
+    return set(decayed_and_exempt(model)[0]) - heads
 
 
 class _States(ChainMap[Any, Any]):
@@ -116,8 +117,34 @@ class _States(ChainMap[Any, Any]):
         return self.__missing__(key)
 
 
+class Muon(getattr(torch.optim, "Muon", torch.optim.Optimizer)):  # type: ignore[misc]
+    """torch's, which takes matrices only, for kernels [U, C, ...], too: as the matrices [U, C * ...] that they are."""
+
+    def __init__(self, groups: Sequence[dict[str, Any]], **options: Any) -> None:
+        super().__init__([{**group, "params": [nn.Parameter(torch.empty(0, 0))]} for group in groups], **options)
+        for mine, group in zip(self.param_groups, groups, strict=True):
+            mine["params"] = list(group["params"])
+
+    def _init_group(self, group: Any, weights: list[Tensor], gradients: list[Tensor], momenta: list[Tensor]) -> bool:
+        """Fills the lists of what a step changes and reads: matrices that are views, the order of their columns that in
+        which a kernel lies in memory.
+        """
+        for weight in group["params"]:
+            kept = self.state[weight].get("momentum_buffer")
+            if kept is None or kept.stride() != weight.stride():  # a checkpoint knows of no layout
+                like = torch.zeros_like(weight)
+                self.state[weight]["momentum_buffer"] = like if kept is None else like.copy_(kept)
+        has_complex: bool = super()._init_group(group, weights, gradients, momenta)
+        for i, (weight, gradient, momentum) in enumerate(zip(weights, gradients, momenta, strict=True)):
+            axes = sorted(range(1, weight.dim()), key=weight.stride().__getitem__, reverse=True)
+            weights[i], momenta[i] = (x.permute(0, *axes).view(len(x), -1) for x in (weight, momentum))
+            gradients[i] = gradient.permute(0, *axes).reshape(len(gradient), -1)
+        return has_complex
+
+
 class MuonAndAdamW(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) for matrices between hidden features, AdamW for everything else, as one optimizer.
+    """Muon (Jordan et al. 2024) for matrices and kernels between hidden features, AdamW for everything else, as one
+    optimizer.
 
     A matrix moves by its momentum's gradient orthogonalized, scaled to the root mean square of an AdamW step (Liu et
     al. 2025, eq. 4), so that one learning rate serves both. Orthogonalizing is done in 16 bits: numbers of workers
@@ -140,7 +167,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
             scale = "match_rms_adamw"
             group = {"params": matrices, "decays": True}
             options = {"lr": lr, "weight_decay": weight_decay, "adjust_lr_fn": scale}
-            self.parts.append(uncompiled(torch.optim.Muon, [group], **options))
+            self.parts.append(uncompiled(Muon, [group], **options))
         if rest:
             self.parts.append(uncompiled(torch.optim.AdamW, rest, lr=lr, fused=True))
         super().__init__([group for part in self.parts for group in part.param_groups], {})
@@ -151,7 +178,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step of both."""
         for part in self.parts:
-            matrices = part.param_groups[0]["params"] if isinstance(part, torch.optim.Muon) else ()
+            matrices = part.param_groups[0]["params"] if isinstance(part, Muon) else ()
             if any(map(is_cut, matrices)):
                 step_whole(part)
             else:

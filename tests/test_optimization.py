@@ -181,7 +181,7 @@ def test_muon_orthogonalizes_hidden_matrices_and_leaves_the_rest_to_adamw() -> N
     build_optimizer(OptimizationSettings(learning_rate=0.1), plain, weight_decay=0.0).step()
     for name, parameter in plain.named_parameters():
         same = torch.equal(parameter, dict(model.named_parameters())[name])
-        assert same == (name != "hidden.weight"), name
+        assert same == (name not in ("hidden.weight", "kernel.weight")), name
     # the step's singular values: 0.1 * 0.2 * sqrt(12), each to the accuracy of five iterations (Jordan et al. 2024)
     values = torch.linalg.svdvals((model.hidden.weight - before).detach()) / (0.1 * 0.2 * math.sqrt(12))
     assert values.min() > 0.6
@@ -190,6 +190,39 @@ def test_muon_orthogonalizes_hidden_matrices_and_leaves_the_rest_to_adamw() -> N
         torch.linalg.svdvals(plain.hidden.weight - before).max()
         > 2 * torch.linalg.svdvals(plain.hidden.weight - before).min()
     ), "which AdamW's are not"
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("gradients_layout", [torch.contiguous_format, torch.channels_last])
+def test_a_kernel_is_a_matrix_to_muon(layout: torch.memory_format, gradients_layout: torch.memory_format) -> None:
+    """Whatever the layout, two steps are those of torch's optimizer on the matrix, to the rounding of 16 bits."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(6, 4, 3, 3, generator=generator)
+    kernel, matrix = nn.Conv2d(4, 6, 3, bias=False).to(memory_format=layout), nn.Parameter(start.flatten(1).clone())
+    with torch.no_grad():
+        kernel.weight.copy_(start)
+    ours = build_optimizer(OptimizationSettings(optimizer="muon", learning_rate=0.1), kernel, 0.3)
+    theirs = torch.optim.Muon([matrix], lr=0.1, weight_decay=0.3, adjust_lr_fn="match_rms_adamw")
+    for _ in range(2):
+        gradient = torch.randn(6, 4, 3, 3, generator=generator)
+        kernel.weight.grad = gradient.contiguous(memory_format=gradients_layout)
+        matrix.grad = gradient.flatten(1)
+        ours.step()
+        theirs.step()
+    moved = (matrix.detach() - start.flatten(1)).norm()
+    assert (kernel.weight.detach().flatten(1) - matrix.detach()).norm() < 0.02 * moved
+    restored = build_optimizer(OptimizationSettings(optimizer="muon", learning_rate=0.1), kernel, 0.3)
+    plain = copy.deepcopy(ours.state_dict())
+    for state in plain["parts"][0]["state"].values():
+        state["momentum_buffer"] = state["momentum_buffer"].contiguous()  # as a checkpoint has it
+    restore_optimizer(restored, plain)
+    before = kernel.weight.detach().clone()
+    ours.step()
+    after = kernel.weight.detach().clone()
+    with torch.no_grad():
+        kernel.weight.copy_(before)
+    restored.step()
+    assert torch.equal(kernel.weight, after)
 
 
 def test_muon_goes_on_from_its_state() -> None:

@@ -131,6 +131,7 @@ COURSES: dict[str, tuple[str, dict[str, Any], dict[str, Any], float]] = {
     "adam in pieces": ("table", {"gradient_clip_norm": 0.1}, {"optimizer": "adam", "accumulate": 3}, 1e-4),
     "adamw, one row a piece": ("transformer", {"sam": 0.1}, {"optimizer": "adamw", "accumulate": 8}, 1e-4),
     "muon": ("residual", {"ema_decay": 0.9}, {"optimizer": "muon"}, 3e-3),  # orthogonalizes in 16 bits
+    "muon of kernels": ("deep images", {}, {"optimizer": "muon"}, 3e-3),
     "bf16": ("deep images", {"swa_start": 0.3}, {"precision": "bf16"}, 3e-3),
     "lengths": ("steps of any length", {"average_last": 2}, {"optimizer": "adamw"}, 1e-4),
 }
