@@ -269,12 +269,11 @@ def evaluate_shard(job: Job, inputs: InputSpec, model: nn.Module, shard: Shard, 
 
 
 def evaluation_batch_rows(job: Job) -> int:
-    """Rows of a batch that is only looked at: like a training batch, which is known to fit; of other rows than windows
-    of text, of which each is many, within 256 .. 4,096.
+    """Rows of a batch that is only looked at: like a piece of a training batch, which is known to fit; of other rows
+    than windows of text, of which each is many, within 256 .. 4,096.
     """
-    if job.task == "language_modeling":
-        return max(1, job.optimization.global_batch_size // job.optimization.accumulate)
-    return max(256, min(4096, job.optimization.global_batch_size))
+    rows = job.optimization.global_batch_size // job.optimization.accumulate
+    return max(1, rows) if job.task == "language_modeling" else max(256, min(4096, rows))
 
 
 def _check_finite(losses: Tensor, epoch: int, workers: Workers) -> None:

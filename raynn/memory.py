@@ -12,20 +12,22 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from raynn.allocator import LARGEST_KEPT, MOST_KEPT
 from raynn.augmentation import augmented
 from raynn.batches import TrainingShard
 from raynn.collectives import Workers
 from raynn.errors import ResourceError
 from raynn.gradients import training_losses
 from raynn.job import Job
-from raynn.loop import TrainingState
+from raynn.loop import TrainingState, evaluation_batch_rows
 from raynn.mixing import mixed
-from raynn.optimization import moments_of
+from raynn.optimization import moments_of, scratch_bytes
 from raynn.perturbation import statistics_kept
 from raynn.sharding import own
 
 FEWEST = 2  # rows, without which nothing can be normalized over them
 SHARE = 16  # activations are told from this part of a batch
+PASSED_ON = 3  # tensors as large as the largest, that two operations pass on: what one reads, makes, and its gradient
 
 
 @dataclass(frozen=True)
@@ -76,54 +78,76 @@ def require_within(
     bound_gib = job.resources.worker_memory_gib
     if bound_gib is None:
         return
-    parts = {"the process and its rows": held_bytes() + rows_to_come}
-    activations = 0
+    parts: dict[str, int] = {}
+    varying = 0  # with the rows that are computed at once
     if workers.device.type == "cpu":
-        activations = activation_bytes(job, state.model, train, workers)
         parts["gradients"] = gradient_bytes(state.model)
         parts["optimizer"] = optimizer_bytes_to_come(state.optimizer)
         parts["best weights"] = copies_to_come(job, state)
-        parts["activations of a batch"] = activations
+        kept = activations_of(job, state.model, train, workers)
+        passed_on = math.ceil(PASSED_ON * kept.largest * max(1.0, evaluation_batch_rows(job) / _piece_rows(job)))
+        parts["activations of a batch"] = kept.total
+        parts["what operations pass on or have freed"] = max(passed_on, scratch_bytes(state.optimizer)) + kept.freed
+        varying = kept.total + passed_on + kept.freed
+    parts = {"the process and its rows": held_bytes() + rows_to_come, **parts}
     needed, bound = workers.max(sum(parts.values())), bound_gib * 2**30
     if needed <= bound:
         return
     said = ", ".join(f"{what} {mib(size)}" for what, size in parts.items())
     raise ResourceError(
         f"resources.worker_memory_gib = {bound_gib:g} is less than the {mib(int(needed))} that a worker would hold: "
-        f"{said}; {_way_out(job, activations, activations - (needed - bound))}, or raise it"
+        f"{said}; {_way_out(job, varying, varying - (needed - bound))}, or raise it"
     )
 
 
-def _way_out(job: Job, activations: int, room: float) -> str:
-    """What takes less: a batch in pieces whose activations fit into the room, or where there is none, less network."""
-    pieces = math.ceil(job.optimization.accumulate * activations / room) if room > 0 else 0
-    if pieces and pieces * FEWEST <= job.optimization.global_batch_size // job.resources.min_workers:
-        return f"compute each batch in pieces (optimization.accumulate={pieces})"
+def _piece_rows(job: Job) -> int:
+    """Of a worker's share of a batch, as it is computed."""
+    return max(1, job.optimization.global_batch_size // job.resources.min_workers // job.optimization.accumulate)
+
+
+def _way_out(job: Job, varying: int, room: float) -> str:
+    """What takes less: a batch in pieces for which there is room, or where no piece has any, less network."""
+    more = math.ceil(varying / room) if room > 0 else 0
+    if more and _piece_rows(job) // more >= FEWEST:
+        return f"compute each batch in pieces (optimization.accumulate={more * job.optimization.accumulate})"
     return "take a smaller network, share it among workers (resources.strategy=fsdp)"
 
 
-def activation_bytes(job: Job, model: nn.Module, train: TrainingShard, workers: Workers) -> int:
-    """What the forward computation over this worker's share of a batch, or over a piece of it, keeps for the backward
-    one: each memory once, but for the weights and the batch itself. Told from a 16th of the rows, in proportion.
-    Nothing of the network changes.
+@dataclass(frozen=True)
+class Activations:
+    """What the forward computation over a worker's share of a batch, or over a piece of it, keeps for the backward one,
+    in bytes: each memory once, but for the weights and the batch itself.
     """
+
+    total: int
+    largest: int  # of one, what an operation keeps for itself left out
+    freed: int  # of what a process does not give back when it is freed, as memory is never without gaps
+
+
+def activations_of(job: Job, model: nn.Module, train: TrainingShard, workers: Workers) -> Activations:
+    """Told from a 16th of the rows, in proportion, by a pass forth and back of which nothing stays in the network."""
     batch, key_B = next(train.batches(0, workers))
     piece_rows = math.ceil(len(key_B) / job.optimization.accumulate)
     num_rows = min(piece_rows, max(FEWEST, piece_rows // SHARE))
     few, key_B = {name: x[:num_rows] for name, x in batch.items()}, key_B[:num_rows]
     knobs = job.regularization.at(0.0)
-    kept: dict[int, int] = {}
+    kept: dict[int, tuple[int, bool]] = {}
 
     def keep(x: Tensor) -> Tensor:
-        kept[_memory(x)] = x.untyped_storage().nbytes()
+        kept[_memory(x)] = math.ceil(x.untyped_storage().nbytes() * piece_rows / num_rows), x.dtype != torch.uint8
         return x
 
     few = mixed(augmented(few, key_B, knobs), key_B, knobs, job.task or "", workers)
     ours = {_memory(own(x)) for x in (*model.parameters(), *model.buffers(), *batch.values(), *few.values(), key_B)}
-    with statistics_kept(model), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        losses = training_losses(job, knobs, model, few, key_B)
-    del losses
-    return math.ceil(sum(size for memory, size in kept.items() if memory not in ours) * piece_rows / num_rows)
+    with statistics_kept(model):
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            losses = training_losses(job, knobs, model, few, key_B)
+        losses.sum().backward()
+    model.zero_grad()
+    found = [pair for memory, pair in kept.items() if memory not in ours]
+    sizes = [size for size, _ in found]
+    freed = min(MOST_KEPT, sum(size for size in sizes if size <= LARGEST_KEPT))
+    return Activations(sum(sizes), max((size for size, passed_on in found if passed_on), default=0), freed)
 
 
 def gradient_bytes(model: nn.Module) -> int:

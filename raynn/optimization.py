@@ -81,6 +81,14 @@ def moments_of(optimizer: torch.optim.Optimizer) -> list[tuple[list[nn.Parameter
     return [(group["params"], moments) for group in optimizer.param_groups]
 
 
+def scratch_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """What a step holds for itself: Muon's of the largest matrix, its update in 32 bits and five matrices in 16."""
+    if not isinstance(optimizer, MuonAndAdamW):
+        return 0
+    matrices = [p for part in optimizer.parts if isinstance(part, Muon) for p in part.param_groups[0]["params"]]
+    return max(((4 + 5 * 2) * p.numel() for p in matrices), default=0)
+
+
 def uncompiled(kind: Callable[..., torch.optim.Optimizer], *args: Any, **options: Any) -> torch.optim.Optimizer:
     """An optimizer of torch that takes its steps outside of torch's compiler, without loading that to be told so: each
     process would take 1.5 s for it.

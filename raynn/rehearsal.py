@@ -23,7 +23,7 @@ from raynn.lanes import Lanes
 from raynn.loop import STEPS_BETWEEN_CHECKS, TrainingState, train_epochs
 from raynn.memory import (
     Memory,
-    activation_bytes,
+    activations_of,
     bytes_of,
     gradient_bytes,
     optimizer_bytes,
@@ -92,7 +92,7 @@ def rehearse(
         train = TrainingShard(rows, _lanes(job, num_rows, share))
         to_come = residence.worker_bytes if residence.where == "memory" else 0
         require_within(job, state, train, workers, to_come)
-        kept = activation_bytes(job, state.model, train, workers)
+        kept = activations_of(job, state.model, train, workers).total
         compute = _timed(job, preprocessing, state, rows, workers, budget_s)
         weights = bytes_of(state.model.state_dict().values())
         optimizer = optimizer_bytes(state.optimizer)

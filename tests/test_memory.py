@@ -17,7 +17,8 @@ from raynn.job import Job
 from raynn.lanes import Lanes
 from raynn.loop import TrainingState
 from raynn.memory import (
-    activation_bytes,
+    Activations,
+    activations_of,
     copies_to_come,
     held_bytes,
     optimizer_bytes,
@@ -79,16 +80,19 @@ def test_every_knobs_activations_are_told_and_nothing_is_changed(name: str, knob
     job = job_for(bench, **{knob: ON[knob]}, **WITH.get(knob, {}))
     state = fresh(job, bench)
     before = {key: x.clone() for key, x in state.model.state_dict().items()}
-    assert activation_bytes(job, state.model, rows_of(bench), Workers()) > 0
+    assert activations_of(job, state.model, rows_of(bench), Workers()).total > 0
+    assert all(parameter.grad is None for parameter in state.model.parameters())
     assert all(torch.equal(x, before[key]) for key, x in state.model.state_dict().items())
 
 
 def test_a_job_is_refused_that_would_hold_more_and_told_what_would_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raynn.memory.held_bytes", lambda: 100 * MIB)
-    monkeypatch.setattr("raynn.memory.activation_bytes", lambda *args: 64 * MIB)
+    monkeypatch.setattr("raynn.memory.activations_of", lambda *args: Activations(32 * MIB, 0, 32 * MIB))
     state, train = fresh(job_for(TABLE), TABLE), rows_of(TABLE)
     require_within(bounded(165 / 1024), state, train, Workers())
-    with pytest.raises(ResourceError, match=r"less than the 164 MiB .* activations of a batch 64\.0 MiB") as refused:
+    with pytest.raises(
+        ResourceError, match=r"less than the 164 MiB .* activations of a batch 32\.0 MiB, what"
+    ) as refused:
         require_within(bounded(135 / 1024), state, train, Workers())
     assert "optimization.accumulate=2" in str(refused.value)
     with pytest.raises(ResourceError, match="take a smaller network"):
@@ -100,7 +104,7 @@ def test_a_job_is_refused_that_would_hold_more_and_told_what_would_fit(monkeypat
 
 def test_on_a_gpu_its_memory_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raynn.memory.held_bytes", lambda: 100 * MIB)
-    monkeypatch.setattr("raynn.memory.activation_bytes", lambda *args: 2**50)
+    monkeypatch.setattr("raynn.memory.activations_of", lambda *args: Activations(2**50, 0, 0))
     require_within(
         bounded(101 / 1024), fresh(job_for(TABLE), TABLE), rows_of(TABLE), Workers(device=torch.device("cuda"))
     )
@@ -133,5 +137,5 @@ def refused(workers: Workers) -> str:
 
 def test_workers_are_refused_together(tmp_path: Path) -> None:
     first, second = run_on_workers(refused, 2, tmp_path)
-    assert "less than the 10.0 MiB that a worker would hold: the process and its rows 1.0 MiB" in first
+    assert "less than the 10.1 MiB that a worker would hold: the process and its rows 1.0 MiB" in first
     assert "the process and its rows 10.0 MiB" in second

@@ -14,7 +14,7 @@ from raynn.collectives import Workers
 from raynn.encoded import itself
 from raynn.job import Job
 from raynn.lanes import Lanes
-from raynn.memory import activation_bytes, gradient_bytes
+from raynn.memory import activations_of, gradient_bytes
 from raynn.placement import expected_residence, place_shards
 from raynn.preparation import Prepared
 from raynn.rehearsal import Rehearsal, rehearse, traffic_of
@@ -59,14 +59,14 @@ def test_activations_are_what_the_backward_pass_reads() -> None:
 
     def of(num_rows: int) -> int:
         rows = shards.train.shard
-        return activation_bytes(job, model, TrainingShard(rows, Lanes(rows.num_rows, num_rows, 0)), Workers())
+        return activations_of(job, model, TrainingShard(rows, Lanes(rows.num_rows, num_rows, 0)), Workers()).total
 
     a_row = (of(128) - of(64)) / 64
     # the 64 pixels as numbers, 32 units, 10 logarithms of probabilities, and at most a few values more
     assert 4 * (64 + 32 + 10) <= a_row <= 4 * (64 + 2 * 32 + 3 * 10 + 8)
     accumulated = job.model_copy(update={"optimization": job.optimization.model_copy(update={"accumulate": 2})})
     train = TrainingShard(shards.train.shard, Lanes(shards.train.shard.num_rows, 128, 0))
-    assert activation_bytes(accumulated, model, train, Workers()) == of(64)
+    assert activations_of(accumulated, model, train, Workers()).total == of(64)
 
 
 def test_what_workers_add_up() -> None:
