@@ -21,6 +21,7 @@ from raynn.gradients import training_losses
 from raynn.job import Job
 from raynn.loop import TrainingState, evaluation_batch_rows
 from raynn.mixing import mixed
+from raynn.networks.normalization import GlobalBatchNorm
 from raynn.optimization import moments_of, scratch_bytes
 from raynn.perturbation import statistics_kept
 from raynn.sharding import own
@@ -96,7 +97,7 @@ def require_within(
     said = ", ".join(f"{what} {mib(size)}" for what, size in parts.items())
     raise ResourceError(
         f"resources.worker_memory_gib = {bound_gib:g} is less than the {mib(int(needed))} that a worker would hold: "
-        f"{said}; {_way_out(job, varying, varying - (needed - bound))}, or raise it"
+        f"{said}; {_way_out(job, state.model, varying, varying - (needed - bound))}, or raise it"
     )
 
 
@@ -105,11 +106,13 @@ def _piece_rows(job: Job) -> int:
     return max(1, job.optimization.global_batch_size // job.resources.min_workers // job.optimization.accumulate)
 
 
-def _way_out(job: Job, varying: int, room: float) -> str:
+def _way_out(job: Job, model: nn.Module, varying: int, room: float) -> str:
     """What takes less: a batch in pieces for which there is room, or where no piece has any, less network."""
     more = math.ceil(varying / room) if room > 0 else 0
     if more and _piece_rows(job) // more >= FEWEST:
-        return f"compute each batch in pieces (optimization.accumulate={more * job.optimization.accumulate})"
+        of_batches = any(isinstance(module, GlobalBatchNorm) for module in model.modules())
+        also = ", and network.normalization=group, as pieces are not normalized together" if of_batches else ""
+        return f"compute each batch in pieces (optimization.accumulate={more * job.optimization.accumulate}{also})"
     return "take a smaller network, share it among workers (resources.strategy=fsdp)"
 
 

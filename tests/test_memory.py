@@ -94,7 +94,12 @@ def test_a_job_is_refused_that_would_hold_more_and_told_what_would_fit(monkeypat
         ResourceError, match=r"less than the 164 MiB .* activations of a batch 32\.0 MiB, what"
     ) as refused:
         require_within(bounded(135 / 1024), state, train, Workers())
-    assert "optimization.accumulate=2" in str(refused.value)
+    assert "(optimization.accumulate=2), or raise it" in str(refused.value)
+    images = BENCHES["images"]
+    with pytest.raises(
+        ResourceError, match=r"\(optimization\.accumulate=2, and network\.normalization=group, as pieces"
+    ):
+        require_within(bounded(135 / 1024, images), fresh(job_for(images), images), rows_of(images), Workers())
     with pytest.raises(ResourceError, match="take a smaller network"):
         require_within(bounded(99 / 1024), state, train, Workers())
     with pytest.raises(ResourceError, match=r"the process and its rows 170 MiB"):
