@@ -136,6 +136,8 @@ class Machines:
             node.wait()
         for number in range(1, self.count + 1):
             subprocess.run(["ip", "netns", "delete", f"raynn{number}"], stderr=subprocess.DEVNULL, check=False)
+            # which takes its end of the link along in its own time
+            subprocess.run(["ip", "link", "delete", f"raynnv{number}"], stderr=subprocess.DEVNULL, check=False)
         subprocess.run(["ip", "link", "delete", BRIDGE], stderr=subprocess.DEVNULL, check=False)
         shutil.rmtree(self.rays, ignore_errors=True)
 
