@@ -50,8 +50,8 @@ class ClassificationSums:
         self.num_classes = inputs.num_outputs
         self.confusion_KK = torch.zeros(self.num_classes**2, dtype=torch.float64, device=device)
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)
-        # with two classes: how far each row's second logit is above the first, and its class
-        self.margins, self.classes = [self.sums.new_zeros(0)], [torch.zeros(0, dtype=torch.int64, device=device)]
+        # with two classes: how far each row's second logit is above the first, and whether its class is the second
+        self.margins, self.positive = [self.sums.new_zeros(0)], [self.sums.new_zeros(0, dtype=torch.bool)]
 
     def add(self, outputs: Tensor, batch: Batch) -> None:
         """Logits [B, K]."""
@@ -61,7 +61,7 @@ class ClassificationSums:
         self.confusion_KK.index_add_(0, cell_B, torch.ones_like(loss_B))  # bincount has a GPU's host wait
         if self.num_classes == 2:
             self.margins.append(outputs[:, 1].double() - outputs[:, 0].double())
-            self.classes.append(target_B)
+            self.positive.append(target_B == 1)
         self.sums += torch.stack([loss_B.sum(), loss_B.new_full((), len(loss_B))])
 
     def metrics(self, workers: Workers) -> dict[str, float]:
@@ -71,8 +71,8 @@ class ClassificationSums:
         confusion = workers.sum(self.confusion_KK.clone()).reshape(num_classes, num_classes).cpu().numpy()
         metrics = {"loss": loss / rows, "accuracy": confusion.trace() / rows, "f1_macro": f1_macro(confusion)}
         if num_classes == 2:
-            margin_N, class_N = torch.cat(self.margins), torch.cat(self.classes)
-            metrics["auroc"] = area(margin_N[class_N == 0], margin_N[class_N == 1], workers)
+            margin_N, positive_N = torch.cat(self.margins), torch.cat(self.positive)
+            metrics["auroc"] = area(margin_N[~positive_N], margin_N[positive_N], workers)
         return {name: float(value) for name, value in metrics.items()}
 
 

@@ -138,10 +138,8 @@ class Muon(getattr(torch.optim, "Muon", torch.optim.Optimizer)):  # type: ignore
         which a kernel lies in memory.
         """
         for weight in group["params"]:
-            kept = self.state[weight].get("momentum_buffer")
-            if kept is None or kept.stride() != weight.stride():  # a checkpoint knows of no layout
-                like = torch.zeros_like(weight)
-                self.state[weight]["momentum_buffer"] = like if kept is None else like.copy_(kept)
+            if "momentum_buffer" not in self.state[weight]:  # in the weight's layout; torch takes the gradient's
+                self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
         has_complex: bool = super()._init_group(group, weights, gradients, momenta)
         for i, (weight, gradient, momentum) in enumerate(zip(weights, gradients, momenta, strict=True)):
             axes = sorted(range(1, weight.dim()), key=weight.stride().__getitem__, reverse=True)

@@ -22,6 +22,7 @@ from raynn.job import Job
 from raynn.lanes import Lanes
 from raynn.loop import STEPS_BETWEEN_CHECKS, TrainingState, train_epochs
 from raynn.memory import (
+    FEWEST,
     Memory,
     activations_of,
     bytes_of,
@@ -127,7 +128,7 @@ def _timed(
         [record] = train_epochs(tried, preprocessing.input_spec, state, part, looked_at, workers)
         return record["seconds"] / lanes.steps_per_epoch
 
-    for size in sorted({max(_fewest(job), batch_rows // part) for part in PARTS}):
+    for size in sorted({max(min(FEWEST, batch_rows), batch_rows // part) for part in PARTS}):
         expected = points[-1][1] * size / points[-1][0] if points else 0.0
         left_s = budget_s - (time.perf_counter() - started)
         if points and 2 * expected > left_s:
@@ -137,11 +138,6 @@ def _timed(
         repeats = min(STEPS, int(max(0.0, left_s) / 3 / once_s), rows.num_rows // size)
         points.append((size, min(once_s, step_s(size, repeats)) if repeats else once_s))
     return Compute(tuple(points))
-
-
-def _fewest(job: Job) -> int:
-    """Two rows, without which nothing can be normalized over them."""
-    return min(2, job.optimization.global_batch_size)
 
 
 def _rehearsing(job: Job, batch_rows: int, epochs: int) -> Job:
